@@ -1,0 +1,77 @@
+"""The verb `check`: everything that can be wrong with a run, before a device is paid for.
+
+Promise: what `check` accepts, `train` starts; both make the same plan.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from mlprod.config import Config
+from mlprod.order import batches_per_epoch, plan_epoch, reads_per_byte
+from mlprod.plan import Plan, make_plan
+from mlprod.state import flatten, parameter_path
+
+LARGE_BYTES = 1 << 20  # a parameter above this that every device holds whole is named
+
+
+def layout_rows(plan: Plan) -> Iterator[tuple[str, tuple[int, ...], str, int, bool]]:
+    """Yields (path, shape, split, bytes per device, whether every device holds it whole) of each array of the model."""
+    where = flatten(plan.where)
+    for path, leaf in flatten(plan.abstract).items():
+        if not parameter_path(path) or path.startswith("optim/"):
+            continue
+        local = where[path].shard_shape(leaf.shape)
+        yield path, leaf.shape, str(where[path].spec), math.prod(local) * leaf.dtype.itemsize, local == leaf.shape
+
+
+def state_bytes(plan: Plan) -> tuple[int, int]:
+    """Returns (bytes of the whole state, bytes of it on one device)."""
+    where, whole, local = flatten(plan.where), 0, 0
+    for path, leaf in flatten(plan.abstract).items():
+        whole += math.prod(leaf.shape) * leaf.dtype.itemsize
+        local += math.prod(where[path].shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    return whole, local
+
+
+def facts(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Yields (what, value) lines about a plan."""
+    order, sizes = plan.order, plan.manifest.group_sizes("train")
+    per_epoch = batches_per_epoch(order, sizes)
+    whole, local = state_bytes(plan)
+    reads = reads_per_byte(plan_epoch(order, sizes, 0), [plan.train_ranges])
+    rows = ", ".join(f"{name} {plan.manifest.num_rows(name):,}" for name in plan.manifest.splits)
+    yield "dataset", f"{plan.cfg.dataset}, version {plan.manifest.version}, dataset_id {plan.manifest.dataset_id}"
+    yield "rows", rows
+    yield "steps", f"{plan.steps:,} ({plan.steps / per_epoch:.2f} epochs of {per_epoch:,} batches of {order.global_batch:,})"
+    yield "order", f"seed {order.seed}, {order.num_lanes} lanes, windows of {order.window_rows:,} rows; {reads:.3f} reads per dataset byte"
+    yield "mesh", " x ".join(f"{name}={size}" for name, size in plan.placement.mesh.shape.items()) + f" on {jax.devices()[0].device_kind}"
+    yield "layout", f"{plan.cfg.mesh.layout}: batch over {' x '.join(plan.placement.axes('batch'))}"
+    yield "state", f"{whole / 1e6:.2f} MB in all, {local / 1e6:.2f} MB on each device"
+
+
+def show(plan: Plan) -> None:
+    """Prints a plan and how its parameters are split."""
+    console = Console(highlight=False)
+    told = Table(box=None, show_header=False)
+    for what, value in facts(plan):
+        told.add_row(what, value)
+    console.print(told)
+    table = Table("parameter", "shape", "split over", "bytes/device")
+    rows: list[Any] = list(layout_rows(plan))
+    for path, shape, spec, size, _ in rows:
+        table.add_row(path, str(shape), spec.removeprefix("PartitionSpec"), f"{size:,}")
+    console.print(table)
+    for path, shape, _, size, replicated in rows:
+        if replicated and size > LARGE_BYTES and plan.placement.mesh.size > 1:
+            console.print(f"note: {path} {shape} is whole on every device: no axis of the layout divides its dims")
+
+
+def main(cfg: Config) -> None:
+    """The verb `check`: plans the run, prints the plan, exits 0 when `train` would start."""
+    show(make_plan(cfg, jax.devices()))
+    print("check: all right")

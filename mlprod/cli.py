@@ -1,0 +1,113 @@
+"""The console script: `mlprod VERB --config FILE [--config.field=value ...]`.
+
+Promise: every verb ends with an exit code of the table in the README; the user's mistakes are one line on stderr.
+Price: a verb's module is imported only when it is called, so that `mlprod --help` takes a fraction of a second.
+"""
+
+import argparse
+import importlib
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlprod.config import Config
+from mlprod.errors import DataError, MlprodError, UserError, nearest
+
+VERBS = {
+    "etl": "build the dataset of the config; does nothing when it is built",
+    "train": "train, or go on with a run that was stopped",
+    "evaluate": "metrics of a checkpoint on a split",
+    "predict": "raw rows to scores, one output row per input row",
+    "check": "everything that can be wrong, before a device is paid for",
+}
+USAGE = "usage: mlprod VERB --config FILE [--config.field=value ...] [options]"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(f"{message}; try `{self.prog} --help`")
+
+
+def _parser(verb: str) -> argparse.ArgumentParser:
+    parser = _Parser(prog=f"mlprod {verb}", description=VERBS[verb], allow_abbrev=False, epilog="Fields are set by --config.field=value.")
+    parser.add_argument("--config", required=True, metavar="FILE", help="Python file with get_config()")
+    parser.add_argument("--debug", action="store_true", help="show a traceback with every error")
+    if verb in ("evaluate", "predict"):
+        parser.add_argument("--step", type=int, default=-1, help="of the checkpoint (default: the newest)")
+    if verb == "evaluate":
+        parser.add_argument("--split", default="eval", choices=("train", "eval", "test"))
+        parser.add_argument("--scores", default="", metavar="FILE", help="write row ids, labels and scores to this Parquet file")
+    if verb == "predict":
+        parser.add_argument("--input", default="", metavar="CSV|URL", help="rows (default: the config's own source)")
+        parser.add_argument("--output", required=True, metavar="FILE", help="Parquet file to write")
+        parser.add_argument("--limit", type=int, default=0, help="score at most so many rows (default: all)")
+    return parser
+
+
+def _help() -> str:
+    verbs = "\n".join(f"  {name:<10}{told}" for name, told in VERBS.items())
+    return f"{USAGE}\n\n{verbs}\n\n`mlprod VERB --help` lists a verb's options. Exit codes: 0 done, 2 bad input, 1 failed, 75 start again."
+
+
+def _ensure_dataset(cfg: Config, config_file: str, overrides: Sequence[str]) -> None:
+    """Builds the dataset in a child process when there is none, so that the trainer never holds the ETL's memory."""
+    if any((Path(cfg.dataset) / "manifests").glob("[0-9]*.json")):
+        return
+    print(f"mlprod: {cfg.dataset} is not built yet; running `mlprod etl`", file=sys.stderr)
+    code = subprocess.run([sys.executable, "-m", "mlprod.etl", "--config", config_file, *overrides], check=False).returncode
+    if code:
+        error = DataError(f"`mlprod etl` ended with exit code {code}; see its line above")
+        error.exit_code = code if code > 0 else 1  # type: ignore[misc]
+        raise error
+
+
+def _run(verb: str, options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    recipe = importlib.import_module("mlprod.recipe")
+    cfg = recipe.load(options.config, overrides)
+    if verb == "etl":
+        importlib.import_module("mlprod.etl.run").main(cfg)
+        return
+    if verb == "train":
+        _ensure_dataset(cfg, options.config, overrides)
+        importlib.import_module("mlprod.train").main(cfg)
+        return
+    importlib.import_module("mlprod.runtime").start(cfg.runtime)
+    module = importlib.import_module(f"mlprod.{verb}")
+    module.main(cfg, options) if verb in ("evaluate", "predict") else module.main(cfg)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs a command line and returns its exit code; errors are told on stderr."""
+    debug = "--debug" in argv
+    try:
+        if not argv or argv[0] in ("-h", "--help", "help"):
+            print(_help())
+            return 0
+        if argv[0] not in VERBS:
+            raise UserError(f"there is no verb {argv[0]!r}{nearest(argv[0], VERBS)}")
+        options, overrides = _parser(argv[0]).parse_known_args(list(argv[1:]))
+        _run(argv[0], options, overrides)
+    except MlprodError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"mlprod: {error}", file=sys.stderr)
+        return error.exit_code
+    except SystemExit as stop:  # argparse's --help
+        return int(stop.code or 0)
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script. An error ends the process at once: threads of a broken save may wait for minutes otherwise."""
+    code = run(sys.argv[1:] if argv is None else argv)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code:
+        os._exit(code)
+    return code

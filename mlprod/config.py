@@ -1,0 +1,417 @@
+"""The typed config: every field a run may have, declared once with its type, unit, default and resume rule.
+
+Promise: a config that passes `validate` has only known fields of the declared types and ranges; what is saved beside a
+run is this tree as JSON, compared on resume and never executed.
+Price: stdlib only, so that reading a config costs milliseconds (a recipe's model may import more).
+
+Resume rules: `must` stays the same when a run is resumed; `may` is free to change; `data` is part of the dataset's identity.
+There is no None: an "off" is a value of the field's own type, so that `--config.optim.clip_norm=inf` can say it.
+"""
+
+import dataclasses
+import hashlib
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlprod.errors import ConfigError, nearest
+
+MUST, MAY, DATA = "must", "may", "data"
+
+
+def knob(
+    default: Any = dataclasses.MISSING,
+    doc: str = "",
+    *,
+    unit: str = "",
+    rule: str = MAY,
+    low: float = -math.inf,
+    high: float = math.inf,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """Declares a config field: its default (required when left out; a class is called), meaning, unit, resume rule, range."""
+    meta = {"doc": doc, "unit": unit, "rule": rule, "low": low, "high": high, "choices": choices}
+    if isinstance(default, type):
+        return dataclasses.field(default_factory=default, metadata=meta)
+    return dataclasses.field(default=default, metadata=meta)
+
+
+# ---- what the rows are -------------------------------------------------------------------------------------------------
+
+STORAGE_TYPES = ("int64", "float64", "string", "bool", "timestamp")
+ROLES = ("feature", "weight", "group", "time", "input")
+
+
+@dataclass(kw_only=True, slots=True)
+class Column:
+    """One column of the rows: extracted from the source, or made by the hook (`derived`)."""
+
+    name: str = knob(doc="as in the rows after joins and lookups", rule=DATA)
+    type: str = knob(doc="of a stored value", rule=DATA, choices=STORAGE_TYPES)
+    role: str = knob("feature", "`input` feeds the hook, key or split only; `weight`, `group` and `time` are stored beside the features", rule=DATA, choices=ROLES)
+    kind: str = knob("numeric", "how a feature enters the model", rule=DATA, choices=("numeric", "categorical"))
+    missing: str = knob("fill", "`fill`: median or the missing slot; `refuse`: an error", rule=DATA, choices=("fill", "refuse"))
+    min_count: int = knob(1, "a rarer category is the unknown slot", unit="training rows", rule=DATA, low=1)
+    derived: bool = knob(False, "made by `transform`, not extracted", rule=DATA)
+    sensitive: bool = knob(False, "its values never appear in an error or report", rule=DATA)
+
+
+def numeric(name: str, type: str = "float64", **more: Any) -> Column:
+    """Returns a numeric feature; missing values become the training median."""
+    return Column(name=name, type=type, kind="numeric", **more)
+
+
+def categorical(name: str, type: str = "string", **more: Any) -> Column:
+    """Returns a categorical feature with a vocabulary, an unknown slot and a missing slot."""
+    return Column(name=name, type=type, kind="categorical", **more)
+
+
+@dataclass(kw_only=True, slots=True)
+class On:
+    """One equality of a join: left = right + plus. `plus` is for integer keys (the hour before: plus=1)."""
+
+    left: str = knob(doc="column of the source's table", rule=DATA)
+    right: str = knob(doc="column of the joined table", rule=DATA)
+    plus: int = knob(0, "added to the right side", rule=DATA)
+
+
+@dataclass(kw_only=True, slots=True)
+class Join:
+    """A table of the same database whose columns are added to each row; at most one row of it may match."""
+
+    table: str = knob(doc="name in the database", rule=DATA)
+    on: tuple[On, ...] = knob(doc="all must hold", rule=DATA)
+    columns: tuple[str, ...] = knob(doc="taken from it", rule=DATA)
+
+
+@dataclass(kw_only=True, slots=True)
+class SqlSource:
+    """Rows of a database table, left-joined with others. Every name is checked against the database itself."""
+
+    url: str = knob(doc="SQLAlchemy URL; $VARIABLES are taken from the environment, where secrets belong")
+    table: str = knob(doc="name in the database", rule=DATA)
+    joins: tuple[Join, ...] = knob((), "left joins", rule=DATA)
+    watermark: str = knob("", "column that only grows, such as a time; '' for none", rule=DATA)
+    start: str = knob("", "first watermark taken, inclusive; '' for all", rule=DATA)
+    stop: str = knob("", "first watermark left out; '' for all", rule=DATA)
+
+
+@dataclass(kw_only=True, slots=True)
+class CsvSource:
+    """Rows of one CSV file with a header line; '' and NA are missing values."""
+
+    path: str = knob(doc="file")
+    delimiter: str = knob(",", "one character", rule=DATA)
+
+
+@dataclass(kw_only=True, slots=True)
+class Lookup:
+    """A small CSV table held in memory, whose columns are added to the rows by a unique key."""
+
+    path: str = knob(doc="CSV file")
+    key: str = knob(doc="column of this name in the rows and in the file", rule=DATA)
+    columns: dict[str, str] = knob(doc="name in the rows -> name in the file", rule=DATA)
+
+
+@dataclass(kw_only=True, slots=True)
+class Label:
+    """What is learned: 1 where `column` > `above`, else 0. Rows without a value have no label and are left out."""
+
+    column: str = knob(doc="numeric; known only afterwards", rule=DATA)
+    above: float = knob(0.5, "in the column's units", rule=DATA)
+
+
+@dataclass(kw_only=True, slots=True)
+class ByGroup:
+    """Whole groups (rows equal in `columns`) go to one split, by a keyed hash of the group."""
+
+    columns: tuple[str, ...] = knob(doc="such as the columns of a calendar day", rule=DATA)
+    eval: float = knob(0.1, "share of the groups", rule=DATA, low=0.0, high=1.0)
+    test: float = knob(0.1, "share of the groups", rule=DATA, low=0.0, high=1.0)
+
+
+@dataclass(kw_only=True, slots=True)
+class ByHash:
+    """Each key (or row, where there is no key) goes to a split by its keyed hash."""
+
+    eval: float = knob(0.1, "share of the keys", rule=DATA, low=0.0, high=1.0)
+    test: float = knob(0.1, "share of the keys", rule=DATA, low=0.0, high=1.0)
+
+
+Hook = Callable[[Any], Any]
+
+
+def no_transform(chunk: Any) -> Any:
+    """The hook that leaves a chunk of rows as it is."""
+    return chunk
+
+
+@dataclass(kw_only=True, slots=True)
+class EtlConfig:
+    """From rows to a dataset. Fields with rule `data` decide its content; the others only how it is made."""
+
+    source: SqlSource | CsvSource = knob(doc="where the rows come from", rule=DATA)
+    lookups: tuple[Lookup, ...] = knob((), "small tables joined in memory", rule=DATA)
+    columns: tuple[Column, ...] = knob(doc="what is extracted or derived; anything else is left in the source", rule=DATA)
+    label: Label = knob(doc="what is learned", rule=DATA)
+    key: tuple[str, ...] = knob((), "columns that identify a row; predictions carry them", rule=DATA)
+    transform: Hook = knob(no_transform, "row-wise hook: pandas chunk in, pandas chunk with the derived columns out", rule=DATA)
+    dedup: str = knob("exact", "`exact`: equal rows, key included, are kept once", rule=DATA, choices=("none", "exact"))
+    split: ByGroup | ByHash = knob(ByHash, "train, eval and test", rule=DATA)
+    storage: str = knob("packed", "`packed` is 4 to 5 times faster to read; `columns` suits other tools", rule=DATA, choices=("packed", "columns"))
+    group_rows: int = knob(4096, "of a Parquet row group, a power of two", unit="rows", rule=DATA, low=1)
+    file_groups: int = knob(64, "of a Parquet file", unit="row groups", rule=DATA, low=1)
+    hash_seed: int = knob(0, "of the row hash, so of the stored order and the split", rule=DATA, low=0)
+    chunk_rows: int = knob(65_536, "read from the source at once", unit="rows", low=1)
+    memory_bytes: int = knob(1 << 30, "aimed at by the external sort", unit="bytes", low=1 << 20)
+
+
+# ---- how it is trained -------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, slots=True)
+class LoaderConfig:
+    """Which examples are a batch (`must`), and how they are read."""
+
+    global_batch: int = knob(1024, "over all devices", unit="examples", rule=MUST, low=1)
+    num_lanes: int = knob(0, "0: the largest divisor of global_batch not above 64", rule=MUST, low=0)
+    window_rows: int = knob(0, "0: the smallest that holds 32 MiB, 4 row groups and 4 batches", unit="rows", rule=MUST, low=0)
+    threads: int = knob(2, "that read and decode", low=1, high=64)
+    prefetch: int = knob(4, "ahead of the step", unit="batches", low=1, high=1024)
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimConfig:
+    """AdamW with linear warm-up to `peak_lr` and a cosine to `end_lr`. Loshchilov, Hutter, arXiv:1711.05101."""
+
+    peak_lr: float = knob(1e-3, "at the end of warm-up, for the global batch", low=0.0)
+    end_lr: float = knob(0.0, "at the last step", low=0.0)
+    warmup_steps: int = knob(100, "optimizer updates", unit="steps", low=0)
+    weight_decay: float = knob(1e-4, "of matrices; never of biases or tables", low=0.0)
+    b1: float = knob(0.9, "decay of the first moment", low=0.0, high=1.0)
+    b2: float = knob(0.999, "decay of the second moment", low=0.0, high=1.0)
+    clip_norm: float = knob(1.0, "of the global gradient; inf: no clipping", low=0.0)
+
+
+@dataclass(kw_only=True, slots=True)
+class MeshConfig:
+    """The named grid of devices. The product of the sizes is the number of devices used."""
+
+    slice: int = knob(1, "TPU slices", unit="slices", low=1)
+    data: int = knob(-1, "-1 takes the devices that the other axes leave", low=-1)
+    fsdp: tuple[int, ...] = knob((1,), "one mesh axis each; on a TPU torus one per torus dimension", low=1)
+    tensor: int = knob(1, "splits within a layer", low=1)
+    layout: str = knob("fsdp", "table from dims to mesh axes", choices=("data", "fsdp", "fsdp_tensor"))
+
+
+@dataclass(kw_only=True, slots=True)
+class EvalConfig:
+    """Evaluation on the whole eval split, in a fixed order, padded to whole batches."""
+
+    batch: int = knob(1024, "also the shape that `predict` pads to", unit="examples", low=1)
+    every: int = knob(0, "0: only at the end", unit="steps", low=0)
+    auc_rows: int = knob(1 << 24, "up to which AUC is exact; beyond it a histogram's bound is printed", unit="rows", low=1)
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckpointConfig:
+    """When the state is saved. The last step always is."""
+
+    every: int = knob(500, "0: not by steps", unit="steps", low=0)
+    every_s: float = knob(300.0, "inf: not by time", unit="seconds", low=0.0)
+    strict: bool = knob(False, "stop instead of going back to an older step when the newest is damaged")
+
+
+@dataclass(kw_only=True, slots=True)
+class TrackingConfig:
+    """Where numbers go besides the local log, which is always complete."""
+
+    wandb: str = knob("auto", "`auto`: online when logged in, else offline", choices=("auto", "online", "offline", "off"))
+    project: str = knob("mlprod", "W&B project")
+    progress: bool = knob(True, "a progress line in the terminal")
+
+
+@dataclass(kw_only=True, slots=True)
+class RuntimeConfig:
+    """What JAX runs on."""
+
+    platform: str = knob("", "'' takes the best there is", choices=("", "cpu", "cuda", "tpu"))
+    num_cpu_devices: int = knob(1, "simulated on CPU, to try a mesh without the hardware", unit="devices", low=1)
+    deterministic: bool = knob(False, "GPU: the same bits run to run, at some speed")
+    compile_cache: str = knob("", "folder for compiled programs; '' keeps none")
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    """A whole run: data, model and hardware."""
+
+    name: str = knob(doc="of the run, for people")
+    workdir: str = knob(doc="folder of the run: log, checkpoints, resolved config")
+    dataset: str = knob(doc="folder of the dataset")
+    etl: EtlConfig = knob(doc="rows to dataset", rule=DATA)
+    model: Any = knob(doc="a model family's config dataclass with `build(features, rngs)`", rule=MUST)
+    optim: OptimConfig = knob(OptimConfig, "the optimizer")
+    loader: LoaderConfig = knob(LoaderConfig, "dataset to batches")
+    mesh: MeshConfig = knob(MeshConfig, "the grid of devices")
+    eval: EvalConfig = knob(EvalConfig, "evaluation")
+    checkpoint: CheckpointConfig = knob(CheckpointConfig, "saves")
+    tracking: TrackingConfig = knob(TrackingConfig, "logs")
+    runtime: RuntimeConfig = knob(RuntimeConfig, "the machine")
+    seed: int = knob(0, "of parameters, dropout and the order of examples", rule=MUST, low=0)
+    steps: int = knob(0, "0: as many as `epochs` takes", unit="steps", low=0)
+    epochs: float = knob(0.0, "0: as many as `steps` says", unit="epochs", low=0.0)
+    fast_dev_run: bool = knob(False, "three steps of everything, in a folder of its own")
+
+
+# ---- validation and comparison -----------------------------------------------------------------------------------------
+
+
+def walk(section: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any, Any]]:
+    """Yields (dotted path, field, type hint, value) of every field below the dataclass `section`, depth first."""
+    hints = typing.get_type_hints(type(section))
+    for field in dataclasses.fields(section):
+        here, value = f"{path}{field.name}", getattr(section, field.name)
+        yield here, field, hints[field.name], value
+        if dataclasses.is_dataclass(value):
+            yield from walk(value, f"{here}.")
+        elif isinstance(value, tuple):
+            for i, item in enumerate(value):
+                if dataclasses.is_dataclass(item):
+                    yield from walk(item, f"{here}[{i}].")
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    """Whether `value` is of the type `hint`, elements of tuples and dicts included; an int passes for a float."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin is types.UnionType:
+        return any(_has_type(value, arg) for arg in args)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_has_type(item, args[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_has_type(k, args[0]) and _has_type(v, args[1]) for k, v in value.items())
+    if origin is not None:  # Callable
+        return callable(value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _check_field(path: str, field: dataclasses.Field[Any], hint: Any, value: Any) -> None:
+    """Raises ConfigError when the field's value has another type than declared, or lies outside its choices or range."""
+    name = getattr(hint, "__name__", None) if typing.get_origin(hint) is None else str(hint)
+    if not _has_type(value, hint):
+        raise ConfigError(f"config.{path}={value!r} is {type(value).__name__}, not {str(name).replace('mlprod.config.', '')}")
+    meta = field.metadata
+    choices, low, high = meta.get("choices", ()), meta.get("low", -math.inf), meta.get("high", math.inf)
+    if choices and value not in choices:
+        raise ConfigError(f"config.{path}={value!r} must be one of {', '.join(map(repr, choices))}")
+    for item in value if isinstance(value, tuple) else (value,):
+        if isinstance(item, int | float) and not (low <= item <= high):  # NaN is outside every range
+            limit = f">= {low}" if high == math.inf else f"from {low} to {high}"
+            raise ConfigError(f"config.{path}={value!r} must be {limit}")
+
+
+def validate(cfg: Config) -> None:
+    """Checks every field's type and range, and the rules between fields. Touches no file and no device.
+
+    Raises:
+        ConfigError: naming the field, its value, the rule and the way out.
+    """
+    for path, field, hint, value in walk(cfg):
+        _check_field(path, field, hint, value)
+    if not dataclasses.is_dataclass(cfg.model) or not callable(getattr(cfg.model, "build", None)):
+        raise ConfigError(f"config.model={type(cfg.model).__name__} must be a dataclass with build(features, rngs)")
+    if (cfg.steps > 0) == (cfg.epochs > 0):
+        raise ConfigError(f"config.steps={cfg.steps} and config.epochs={cfg.epochs}: set exactly one of them above 0 and the other to 0")
+    if cfg.loader.num_lanes and cfg.loader.global_batch % cfg.loader.num_lanes:
+        raise ConfigError(
+            f"config.loader.num_lanes={cfg.loader.num_lanes} does not divide config.loader.global_batch={cfg.loader.global_batch}"
+        )
+    _validate_etl(cfg.etl)
+
+
+RESERVED = ("numeric", "label", "weight", "row_id")  # keys of a batch that are not columns
+
+
+def _validate_etl(etl: EtlConfig) -> None:
+    """The rules between the fields of `config.etl`."""
+    if etl.group_rows & (etl.group_rows - 1):
+        raise ConfigError(f"config.etl.group_rows={etl.group_rows} must be a power of two")
+    names = [column.name for column in etl.columns]
+    doubles = sorted({name for name in names if names.count(name) > 1})
+    if doubles:
+        raise ConfigError(f"config.etl.columns names {doubles[0]!r} twice")
+    for column in etl.columns:
+        if column.name in RESERVED or "/" in column.name or "." in column.name:
+            raise ConfigError(f"config.etl.columns: {column.name!r} must not hold '/' or '.', nor be one of {', '.join(RESERVED)}")
+        if column.role == "feature" and column.kind == "numeric" and column.type in ("string", "timestamp"):
+            raise ConfigError(f"config.etl.columns: {column.name!r} is {column.type}; a numeric feature must be int64, float64 or bool")
+        if column.role == "feature" and column.kind == "categorical" and column.type in ("float64", "timestamp"):
+            raise ConfigError(f"config.etl.columns: {column.name!r} is {column.type}; a categorical must be string, int64 or bool")
+    if etl.label.column in names:
+        raise ConfigError(f"config.etl.label.column={etl.label.column!r} is also in config.etl.columns; the label must not be a feature")
+    if not any(column.role == "feature" for column in etl.columns):
+        raise ConfigError("config.etl.columns has no column with role 'feature'")
+    if etl.split.eval + etl.split.test >= 1:
+        raise ConfigError(f"config.etl.split: eval={etl.split.eval} + test={etl.split.test} leave nothing to train on")
+    groups = etl.split.columns if isinstance(etl.split, ByGroup) else ()
+    for field, named in (("split.columns", groups), ("key", etl.key)):
+        for name in named:
+            if name not in names:
+                raise ConfigError(f"config.etl.{field}: {name!r} is not in config.etl.columns{nearest(name, names)}")
+
+
+def as_json(value: Any) -> Any:
+    """Returns `value` (a config tree) as JSON data: dataclasses as objects with their class, functions by source hash."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        body = {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"class": type(value).__name__, **body}
+    if isinstance(value, Mapping):
+        return {str(k): as_json(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [as_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    if callable(value):
+        return {"function": value.__name__, "sha256": hashlib.sha256(inspect.getsource(value).encode()).hexdigest()}
+    return value
+
+
+def data_json(etl: EtlConfig) -> Any:
+    """Returns the part of the config that decides a dataset's content (rule `data`), as JSON data."""
+
+    def keep(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = [f for f in dataclasses.fields(value) if f.metadata["rule"] == DATA]
+            return {"class": type(value).__name__, **{f.name: keep(getattr(value, f.name)) for f in fields}}
+        return [keep(item) for item in value] if isinstance(value, tuple) else as_json(value)
+
+    return keep(etl)
+
+
+def flatten(tree: Any, path: str = "") -> dict[str, Any]:
+    """Returns {dotted path: leaf} of JSON data."""
+    if isinstance(tree, dict):
+        pairs = [(f"{path}.{k}" if path else k, v) for k, v in tree.items()]
+    elif isinstance(tree, list):
+        pairs = [(f"{path}[{i}]", v) for i, v in enumerate(tree)]
+    else:
+        return {path: tree}
+    return {k: leaf for here, v in pairs for k, leaf in flatten(v, here).items()}
+
+
+def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
+    """Returns {dotted path: (old, new)} of the leaves in which two JSON trees differ; a leaf not there is None."""
+    a, b = flatten(old), flatten(new)
+    return {path: (a.get(path), b.get(path)) for path in sorted(a.keys() | b.keys()) if a.get(path) != b.get(path)}
+
+
+def rules(cfg: Config) -> dict[str, str]:
+    """Returns {dotted path: resume rule} of every field of `cfg`."""
+    return {path: str(field.metadata.get("rule", MAY)) for path, field, _, _ in walk(cfg)}

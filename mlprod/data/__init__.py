@@ -1,0 +1,1 @@
+"""Dataset to host batches: the only door to grain."""

@@ -1,0 +1,57 @@
+"""The few ways mlprod ends other than well, each with the exit code that a launcher acts on.
+
+Promise: 2 means the user's input, found before the first step; 1 means it failed while running; 75 means start it again.
+Messages are one line: the field or file, the value, the rule, the way out.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class MlprodError(Exception):
+    """Base of every error that ends a verb; `exit_code` is the process's."""
+
+    exit_code = 1
+
+
+class UserError(MlprodError):
+    """The user's input is wrong and was found before the first step."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A config field is unknown, ill-typed or out of range, or two fields contradict each other."""
+
+
+class DataError(UserError):
+    """A source, a row or a dataset is not what the config says."""
+
+
+class LayoutError(UserError):
+    """A mesh does not fit the devices, or a parameter does not fit its table of dims."""
+
+
+class WorkdirError(UserError):
+    """The run's folder cannot be written, is held by a living run, or belongs to another run."""
+
+
+class CheckpointError(MlprodError):
+    """A save failed, or no saved step can be restored."""
+
+
+class TrainingError(MlprodError):
+    """The run itself went wrong (a NaN loss, a file that changed while being read)."""
+
+
+class Preempted(MlprodError):
+    """The run was asked to stop and saved its state; starting it again goes on."""
+
+    exit_code = 75
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns `; did you mean 'x'?` for the known name most like `name`, or the known names when none is."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names) or 'none'}"

@@ -1,0 +1,64 @@
+"""The user's hook: a row-wise pandas function that makes the derived columns. The one place where pandas is used.
+
+Promise: the hook sees neither the label nor which rows are beside a row: it is run on a sample cut in two ways, and refused
+when the two differ. Frames have pandas' nullable dtypes, so an integer with nulls stays an integer.
+"""
+
+import pandas as pd
+import pyarrow as pa
+
+from mlprod.config import EtlConfig, no_transform
+from mlprod.errors import DataError
+from mlprod.etl.schema import ARROW, require
+
+_NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.float64(): pd.Float64Dtype(), pa.bool_(): pd.BooleanDtype(), pa.string(): pd.StringDtype()}
+
+
+def _run(etl: EtlConfig, rows: pa.Table) -> pa.Table:
+    """Returns the derived columns of `rows`, in their declared types."""
+    inputs = [c.name for c in etl.columns if not c.derived]
+    frame = rows.select(inputs).to_pandas(types_mapper=_NULLABLE.get)
+    try:
+        made = etl.transform(frame)
+    except Exception as error:  # the user's code: whatever it raises is theirs to read
+        raise DataError(f"config.etl.transform={etl.transform.__name__} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(made, pd.DataFrame) or len(made) != rows.num_rows:
+        size = f"{len(made)} rows" if isinstance(made, pd.DataFrame) else type(made).__name__
+        raise DataError(f"config.etl.transform returned {size} for {rows.num_rows} rows; it must return one row each, as a DataFrame")
+    derived = [c for c in etl.columns if c.derived]
+    for c in derived:
+        require(c.name, list(made.columns), f"what config.etl.transform={etl.transform.__name__} returned")
+    schema = pa.schema([(c.name, ARROW[c.type]) for c in derived])
+    try:
+        return pa.Table.from_pandas(made[[c.name for c in derived]], schema=schema, preserve_index=False)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"config.etl.transform: {error}; declare the derived column's type in config.etl.columns") from error
+
+
+def derive(etl: EtlConfig, rows: pa.Table) -> pa.Table:
+    """Returns `rows` with the derived columns added.
+
+    Raises:
+        DataError: the hook failed, or returned another number of rows, or lacks a declared column.
+    """
+    if etl.transform is no_transform and not any(c.derived for c in etl.columns):
+        return rows
+    made = _run(etl, rows)
+    for name in made.column_names:
+        rows = rows.append_column(name, made[name])
+    return rows
+
+
+def check_row_wise(etl: EtlConfig, sample: pa.Table) -> None:
+    """Raises DataError when the hook gives a sample other values whole than cut in two."""
+    half = sample.num_rows // 2
+    if etl.transform is no_transform or not half:
+        return
+    whole = _run(etl, sample)
+    cut = pa.concat_tables([_run(etl, sample.slice(0, half)), _run(etl, sample.slice(half))])
+    for name in whole.column_names:
+        if not whole[name].combine_chunks().equals(cut[name].combine_chunks()):
+            raise DataError(
+                f"config.etl.transform={etl.transform.__name__} is not row-wise: column {name!r} depends on the rows beside a row; "
+                f"use the row's own values only"
+            )

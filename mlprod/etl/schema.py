@@ -1,0 +1,192 @@
+"""Types: loose values (Python objects of a database, text of a CSV) to Arrow columns, and Arrow columns to hashes and numpy.
+
+Promise: a value is either of its column's declared type or reported with where it stands; nothing is cast in silence. NaN
+is missing, -0.0 is 0.0, an infinity is refused, times are UTC.
+Price: columns of clean values cost one Arrow conversion; only a column that fails is looked at value by value.
+"""
+
+import datetime as dt
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlprod.config import Column
+from mlprod.errors import DataError, nearest
+from mlprod.features import RawColumn
+from mlprod.hashing import ByteValues, FixedValues, Values, float_words
+
+ARROW = {
+    "int64": pa.int64(),
+    "float64": pa.float64(),
+    "string": pa.string(),
+    "bool": pa.bool_(),
+    "timestamp": pa.timestamp("us", tz="UTC"),
+}
+TRUE, FALSE = frozenset({"1", "t", "true", "yes"}), frozenset({"0", "f", "false", "no"})
+
+
+@dataclass(frozen=True, slots=True)
+class Loose:
+    """A chunk of rows as a source gives them. `columns`: name -> values, equally long; `where(i)`: where row i stands;
+    `broken`: {row: why} of rows that the source itself could not read whole (their values are None)."""
+
+    columns: dict[str, Sequence[Any]]
+    num_rows: int
+    where: Callable[[int], str]
+    broken: dict[int, str]
+
+
+def parse(value: Any, type_name: str) -> Any:
+    """Returns one loose value as the declared type, None where it is missing.
+
+    Raises:
+        ValueError: the value is not of that type.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if type_name == "string":
+        text = value if isinstance(value, str) else str(value)
+        if "\0" in text:
+            raise ValueError("holds a NUL character")
+        return text
+    if type_name == "int64":
+        return _parse_int(value)
+    if type_name == "float64":
+        return _parse_float(value)
+    if type_name == "bool":
+        return _parse_bool(value)
+    return _parse_time(value)
+
+
+def _parse_int(value: Any) -> int:
+    number = int(value) if isinstance(value, str) else value
+    if number != int(number) or not -(1 << 63) <= number < 1 << 63:
+        raise ValueError("not a 64-bit integer")
+    return int(number)
+
+
+def _parse_float(value: Any) -> float | None:
+    number = float(value)
+    if math.isinf(number):
+        raise ValueError("not finite")
+    return None if math.isnan(number) else number
+
+
+def _parse_bool(value: Any) -> bool:
+    text = str(value).lower()
+    if text not in TRUE | FALSE:
+        raise ValueError("neither true nor false")
+    return text in TRUE
+
+
+def _parse_time(value: Any) -> dt.datetime:
+    if isinstance(value, dt.date) and not isinstance(value, dt.datetime):
+        value = dt.datetime(value.year, value.month, value.day)
+    time = value if isinstance(value, dt.datetime) else dt.datetime.fromisoformat(value)
+    return time.replace(tzinfo=dt.UTC) if time.tzinfo is None else time.astimezone(dt.UTC)
+
+
+def _fast(values: Sequence[Any], type_name: str) -> pa.Array | None:
+    """Converts a whole clean column at once; None when it holds anything that must be looked at value by value."""
+    try:
+        if type_name in ("int64", "float64") and any(isinstance(v, str) for v in values[:1]):
+            array = pc.cast(pa.array(values, pa.string()), ARROW[type_name])
+        else:
+            array = pa.array(values, ARROW[type_name])
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, TypeError, ValueError, OverflowError):
+        return None
+    if type_name == "string" and pc.any(pc.match_substring(array, "\0")).as_py():
+        return None
+    if type_name == "float64" and pc.any(pc.is_inf(array)).as_py():
+        return None
+    return array
+
+
+def cast(values: Sequence[Any], type_name: str) -> tuple[pa.Array, dict[int, str]]:
+    """Returns (the Arrow column, {row: why its value is not of the type}); a bad value is null in the column."""
+    array, bad = _fast(values, type_name), {}
+    if array is None:
+        parsed = []
+        for i, value in enumerate(values):
+            try:
+                parsed.append(parse(value, type_name))
+            except (ValueError, TypeError, OverflowError):
+                parsed.append(None)
+                bad[i] = f"is not {type_name}"
+        array = pa.array(parsed, ARROW[type_name])
+    if type_name == "float64":
+        array = pc.add(pc.if_else(pc.is_nan(array), pa.scalar(None, pa.float64()), array), 0.0)  # NaN: null, -0.0: 0.0
+    return array, bad
+
+
+def shown(column: Column, value: Any) -> str:
+    """Returns a value as it may stand in a message: a sensitive column's never does."""
+    return "a value (hidden: the column is sensitive)" if column.sensitive else repr(value)
+
+
+def cast_chunk(chunk: Loose, columns: Sequence[Column]) -> tuple[pa.Table, dict[int, str]]:
+    """Returns (table of `columns` in their declared types, {row: reason} of rows with a value that is not of its type)."""
+    arrays, reasons = [], dict(chunk.broken)
+    for column in columns:
+        values = chunk.columns[column.name]
+        array, bad = cast(values, column.type)
+        arrays.append(array)
+        for i, why in bad.items():
+            reasons.setdefault(i, f"column {column.name!r}: {shown(column, values[i])} {why}")
+    return pa.table(dict(zip([c.name for c in columns], arrays, strict=True))), reasons
+
+
+def cast_strictly(chunk: Loose, columns: Sequence[Column]) -> pa.Table:
+    """Returns the chunk in the declared types.
+
+    Raises:
+        DataError: the first row with a value of another type, with its file and line (or table and row).
+    """
+    table, reasons = cast_chunk(chunk, columns)
+    if reasons:
+        first = min(reasons)
+        raise DataError(f"{chunk.where(first)}: {reasons[first]}; mend the value, or declare another type in config.etl.columns")
+    return table
+
+
+def require(name: str, known: Sequence[str], where: str) -> None:
+    """Raises DataError unless `name` is among the column names `known` of `where`."""
+    if name not in known:
+        raise DataError(f"{where} has no column {name!r}{nearest(name, known)}")
+
+
+def combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """Returns a column as one Arrow array."""
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def hashable(column: pa.ChunkedArray | pa.Array) -> Values:
+    """Returns an Arrow column as words or bytes for `hashing.hash_columns`, null values included."""
+    array = combined(column)
+    valid = np.asarray(pc.is_valid(array))
+    if pa.types.is_string(array.type):
+        filled = pc.fill_null(array, "")
+        offsets = np.frombuffer(filled.buffers()[1], np.int32)[filled.offset : filled.offset + len(filled) + 1].astype(np.int64)
+        data = filled.buffers()[2]
+        return ByteValues(np.frombuffer(data, np.uint8) if data else np.zeros(0, np.uint8), offsets, valid)
+    if pa.types.is_floating(array.type):
+        return FixedValues(float_words(np.asarray(pc.fill_null(array, 0.0))), valid)
+    if pa.types.is_timestamp(array.type):
+        array = pc.multiply(pc.cast(array, pa.int64()), 1000)  # nanoseconds
+    words = np.asarray(pc.fill_null(pc.cast(array, pa.int64()), 0)).astype(np.int64)
+    return FixedValues(words.view(np.uint64), valid)
+
+
+def raw_column(column: pa.ChunkedArray | pa.Array) -> RawColumn:
+    """Returns an Arrow column as numpy values [B] and their validity, for `features.apply`."""
+    array = combined(column)
+    valid = np.asarray(pc.is_valid(array))
+    if pa.types.is_string(array.type):
+        return RawColumn(values=np.asarray(pc.fill_null(array, ""), dtype=np.str_), valid=valid)
+    zero = False if pa.types.is_boolean(array.type) else 0
+    return RawColumn(values=np.asarray(pc.fill_null(array, zero)), valid=valid)

@@ -1,0 +1,131 @@
+"""Settles the rows of one bucket among themselves: equal rows kept once or numbered, row ids given, splits checked.
+
+Promise: a bucket holds every row of a key, so what is decided here holds for the whole input, whatever the chunks were.
+Rows whose 128-bit hashes are equal are compared by value; only real duplicates are dropped.
+Price: a sort of the bucket's hashes; rows with an equal neighbour are also turned into Python values.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from mlprod.errors import DataError
+from mlprod.hashing import PAD_ID, PHI, Hash128, mix_array, mix_hash
+
+ROW, KEY, ORDER = ("_row_hi", "_row_lo"), ("_key_hi", "_key_lo"), ("_order_hi", "_order_lo")
+SPLIT, TIE, ROW_ID, LABEL = "_split", "_tie", "_row_id", "_label"
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a bucket became: its rows to keep, and how many equal ones were left out."""
+
+    rows: pa.Table
+    duplicates: int
+
+
+def hashes_of(table: pa.Table, names: tuple[str, str]) -> Hash128:
+    """Returns the two uint64[B] hash columns `names` of a table."""
+    return Hash128(table[names[0]].to_numpy(), table[names[1]].to_numpy())
+
+
+def _same_as_before(*words: np.ndarray) -> np.ndarray:
+    """Returns bool[B]: whether each row equals the row before it in all `words`, uint64[B] each."""
+    same = np.ones(len(words[0]), bool)
+    same[:1] = False
+    for word in words:
+        same[1:] &= word[1:] == word[:-1]
+    return same
+
+
+def _run_index(same: np.ndarray) -> np.ndarray:
+    """Returns int64[B]: each row's index within its run, where `same` (bool[B]) says that a row continues one."""
+    starts = np.flatnonzero(~same)
+    return np.arange(len(same)) - np.repeat(starts, np.diff(np.append(starts, len(same))))
+
+
+def _texts(table: pa.Table, rows: np.ndarray, columns: list[str]) -> list[str]:
+    """Returns the canonical text of the rows at `rows` (int64[K])."""
+    return [repr(sorted(row.items())) for row in table.select(columns).take(rows).to_pylist()]
+
+
+def _number_equals(table: pa.Table, same: np.ndarray, columns: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Orders rows of equal hash by value; returns (order, copy number, tie number), int64[B] each.
+
+    Copies of a row are 0, 1, 2, ...; different rows that share a hash are ties 0, 1, 2, ...
+    """
+    order, copy, tie = np.arange(len(same)), np.zeros(len(same), np.int64), np.zeros(len(same), np.int64)
+    in_run = same.copy()
+    in_run[:-1] |= same[1:]
+    rows = np.flatnonzero(in_run)
+    texts = dict(zip(rows.tolist(), _texts(table, rows, columns), strict=True))
+    starts = rows[~same[rows]]
+    for start in starts.tolist():
+        stop = start + 1
+        while stop < len(same) and same[stop]:
+            stop += 1
+        run = sorted(range(start, stop), key=texts.__getitem__)
+        order[start:stop] = run
+        for i in range(1, stop - start):
+            equal = texts[run[i]] == texts[run[i - 1]]
+            copy[start + i] = copy[start + i - 1] + 1 if equal else 0
+            tie[start + i] = tie[start + i - 1] + (not equal)
+    return order, copy, tie
+
+
+def _row_ids(key_hi: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """Returns uint64[B] row ids from key hashes and ranks among rows of equal key; never the pad's."""
+    ids = mix_array(key_hi ^ mix_array(rank.astype(np.uint64) * np.uint64(PHI) + np.uint64(1)))
+    return np.where(ids == np.uint64(PAD_ID), np.uint64(0), ids)
+
+
+def _check_splits(table: pa.Table, same_key: np.ndarray) -> None:
+    """Raises DataError where a row continues a key (`same_key`: bool[B]) in another split."""
+    split = table[SPLIT].to_numpy()
+    torn = np.flatnonzero(same_key[1:] & (split[1:] != split[:-1]))
+    if len(torn):
+        raise DataError(
+            f"{len(torn)} key(s) have rows in two splits (the first key hash is {table[KEY[0]][int(torn[0])].as_py():016x}); "
+            f"split by columns that the key decides, or give the rows a finer key"
+        )
+
+
+def settle(bucket: pa.Table, columns: list[str], dedup: str) -> Settled:
+    """Returns the bucket's rows with `_order_hi`, `_order_lo`, `_tie` and `_row_id` added.
+
+    Args:
+        bucket: rows with row hash, key hash and split; all rows of a key are in one bucket.
+        columns: the extracted columns, by which rows of equal hash are compared.
+        dedup: "exact" keeps the first of equal rows, "none" keeps and numbers them.
+
+    Raises:
+        DataError: rows of one key are in two splits.
+    """
+    row, key = hashes_of(bucket, ROW), hashes_of(bucket, KEY)
+    bucket = bucket.take(np.lexsort((row.lo, row.hi, key.lo, key.hi)))
+    row, key = hashes_of(bucket, ROW), hashes_of(bucket, KEY)
+    order, copy, tie = _number_equals(bucket, _same_as_before(row.lo, row.hi, key.lo, key.hi), columns)
+    bucket = bucket.take(order)
+    keep = np.flatnonzero(copy == 0) if dedup == "exact" else np.arange(len(copy))
+    bucket, copy, tie = bucket.take(keep), copy[keep], tie[keep]
+    row, key = hashes_of(bucket, ROW), hashes_of(bucket, KEY)
+    same_key = _same_as_before(key.lo, key.hi)
+    _check_splits(bucket, same_key)
+    copies = mix_hash(row, copy.astype(np.uint64))
+    first = copy == 0
+    added = {
+        ORDER[0]: np.where(first, row.hi, copies.hi),
+        ORDER[1]: np.where(first, row.lo, copies.lo),
+        TIE: tie,
+        ROW_ID: _row_ids(key.hi, _run_index(same_key)),
+    }
+    for name, words in added.items():
+        bucket = bucket.append_column(name, pa.array(words))
+    return Settled(bucket, len(order) - len(keep))
+
+
+def in_stored_order(bucket: pa.Table) -> pa.Table:
+    """Returns a bucket of settled rows sorted by (order hash, tie)."""
+    order = hashes_of(bucket, ORDER)
+    return bucket.take(np.lexsort((bucket[TIE].to_numpy(), order.lo, order.hi)))

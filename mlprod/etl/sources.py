@@ -1,0 +1,293 @@
+"""Rows out of databases and CSV files, a chunk at a time, joined with small tables; and what identifies a source.
+
+Promise: every table and column is checked by name against the source before a row is read; values travel as bound
+parameters, names as quoted identifiers; a join never multiplies rows.
+Price: SQL rows pass through SQLAlchemy's cursor (about 230,000 rows/s); a lookup is held in memory.
+"""
+
+import csv
+import datetime as dt
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import singledispatch
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import sqlalchemy as sa
+
+from mlprod.config import Column, CsvSource, Join, Lookup, SqlSource
+from mlprod.errors import DataError, nearest
+from mlprod.etl.schema import Loose, cast_strictly, require
+from mlprod.manifest import sha256_file
+
+NULLS = frozenset({"", "NA"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Identity:
+    """What tells whether a source changed since it was read. `stable`: equal identities mean equal rows."""
+
+    description: dict[str, Any]
+    rows: int  # -1: not known before reading
+    stable: bool
+
+
+# ---- databases ---------------------------------------------------------------------------------------------------------
+
+
+def connect(url: str) -> sa.Engine:
+    """Returns an engine for a database that exists.
+
+    Raises:
+        DataError: a URL that SQLAlchemy cannot read, a driver that is not installed, or a missing SQLite file.
+    """
+    try:
+        parsed = sa.make_url(os.path.expandvars(url))
+        engine = sa.create_engine(parsed)
+    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ModuleNotFoundError) as error:
+        raise DataError(f"config.etl.source.url={url!r}: {error}") from error
+    if parsed.get_backend_name() == "sqlite" and not (parsed.database and Path(parsed.database).is_file()):
+        raise DataError(f"config.etl.source.url={url!r}: there is no database file {parsed.database!r}; create it, or mend the path")
+    return engine
+
+
+def _reflect(engine: sa.Engine, source: SqlSource) -> dict[str, sa.Table]:
+    """Returns the tables of `source` as the database describes them."""
+    try:
+        inspector = sa.inspect(engine)
+        known = [*inspector.get_table_names(), *inspector.get_view_names()]
+        for name in (source.table, *(join.table for join in source.joins)):
+            if name not in known:
+                raise DataError(f"database {engine.url.render_as_string()} has no table {name!r}{nearest(name, known)}")
+        names = {source.table, *(join.table for join in source.joins)}
+        return {name: sa.Table(name, sa.MetaData(), autoload_with=engine) for name in names}
+    except sa.exc.DBAPIError as error:
+        raise DataError(f"database {engine.url.render_as_string()}: {error.orig}") from error
+
+
+def _bound(column: sa.Column[Any], text: str, field: str) -> Any:
+    """Returns the text of a filter as a value of the column's own type, to be bound as a parameter."""
+    kind = column.type.python_type
+    try:
+        return kind.fromisoformat(text) if issubclass(kind, dt.date) else kind(text)
+    except ValueError as error:
+        raise DataError(f"config.etl.source.{field}={text!r} is not a {kind.__name__}, as column {column.name!r} is") from error
+
+
+def _filters(table: sa.Table, source: SqlSource) -> list[sa.ColumnElement[bool]]:
+    """Returns start <= watermark < stop as conditions with bound parameters."""
+    if not source.watermark:
+        if source.start or source.stop:
+            raise DataError("config.etl.source.start and .stop need config.etl.source.watermark, the column they apply to")
+        return []
+    require(source.watermark, list(table.c.keys()), f"table {source.table!r}")
+    column = table.c[source.watermark]
+    low = [column >= _bound(column, source.start, "start")] if source.start else []
+    high = [column < _bound(column, source.stop, "stop")] if source.stop else []
+    return [*low, *high]
+
+
+def _check_unique(connection: sa.Connection, table: sa.Table, join: Join) -> None:
+    """Raises DataError when two rows of a joined table have the same key, for a join would then multiply rows."""
+    keys = [table.c[on.right] for on in join.on]
+    statement = sa.select(*keys).group_by(*keys).having(sa.func.count() > 1).limit(1)
+    double = connection.execute(statement).first()
+    if double is not None:
+        raise DataError(f"table {join.table!r} has several rows with {', '.join(o.right for o in join.on)} = {tuple(double)}; a join needs one")
+
+
+def _joined(main: sa.Table, joins: Sequence[tuple[Join, sa.Alias]]) -> sa.FromClause:
+    """Returns the main table left-joined with each alias on its join's equalities."""
+    clause: sa.FromClause = main
+    for join, right in joins:
+        for on in join.on:
+            require(on.left, list(main.c.keys()), f"table {main.name!r}")
+            require(on.right, list(right.c.keys()), f"table {join.table!r}")
+        # The shift stands on the main table's side: the joined table's column is bare, so its index can be used.
+        equal = [(main.c[on.left] - on.plus if on.plus else main.c[on.left]) == right.c[on.right] for on in join.on]
+        clause = sa.outerjoin(clause, right, sa.and_(*equal))
+    return clause
+
+
+def _statement(tables: dict[str, sa.Table], source: SqlSource, names: Sequence[str]) -> sa.Select[Any]:
+    """Returns the select of the columns `names`, left-joined and filtered."""
+    main = tables[source.table]
+    joins = [(join, tables[join.table].alias(f"join_{i}")) for i, join in enumerate(source.joins)]
+    home = {name: (join.table, right) for join, right in joins for name in join.columns}
+    clause = _joined(main, joins)
+    for name in names:
+        where, table = home.get(name, (source.table, main))
+        require(name, list(table.c.keys()), f"table {where!r}")
+    chosen = [home[name][1].c[name] if name in home else main.c[name] for name in names]
+    return sa.select(*chosen).select_from(clause).where(*_filters(main, source))
+
+
+def _sql_chunks(source: SqlSource, names: Sequence[str], chunk_rows: int) -> Iterator[Loose]:
+    engine = connect(source.url)
+    tables = _reflect(engine, source)
+    statement = _statement(tables, source, names)
+    done = 0
+    try:
+        with engine.connect() as connection:
+            for join in source.joins:
+                _check_unique(connection, tables[join.table], join)
+            result = connection.execution_options(stream_results=True).execute(statement)
+            for rows in result.partitions(chunk_rows):
+                first = done + 1
+                columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+                yield Loose(columns, len(rows), lambda i, first=first: f"table {source.table!r}, row {first + i} of the query", {})  # type: ignore[misc]
+                done += len(rows)
+    except (sa.exc.DBAPIError, sa.exc.StatementError) as error:
+        raise DataError(f"table {source.table!r}: {getattr(error, 'orig', None) or error}") from error
+    finally:
+        engine.dispose()
+
+
+def _sql_identity(source: SqlSource, names: Sequence[str]) -> Identity:
+    engine = connect(source.url)
+    tables = _reflect(engine, source)
+    statement = _statement(tables, source, names)
+    main = tables[source.table]
+    mark = sa.func.max(main.c[source.watermark]) if source.watermark else sa.null()
+    with engine.connect() as connection:
+        rows, newest = connection.execute(sa.select(sa.func.count(), mark).select_from(main).where(*_filters(main, source))).one()
+        joined = [connection.execute(sa.select(sa.func.count()).select_from(tables[join.table])).scalar_one() for join in source.joins]
+    engine.dispose()
+    compiled = statement.compile(engine)
+    parameters = {k: str(v) for k, v in compiled.params.items()}
+    query = {"query": str(compiled), "parameters": parameters, "rows": rows, "joined_rows": joined, "watermark": str(newest)}
+    return Identity(description=query, rows=rows, stable=bool(source.watermark))
+
+
+# ---- CSV files ---------------------------------------------------------------------------------------------------------
+
+
+def _csv_header(reader: Any, path: str) -> list[str]:
+    header = next(reader, None)
+    if not header:
+        raise DataError(f"{path} is empty; it must begin with a line of column names")
+    return [name.strip() for name in header]
+
+
+def _csv_rows(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Yields (line on which the record begins, fields) of a CSV file, the header first."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            line = 1
+            for fields in reader:
+                if fields:
+                    yield line, fields
+                line = reader.line_num + 1
+    except FileNotFoundError as error:
+        raise DataError(f"there is no CSV file {path!r}; create it, or mend the path in the config") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: {type(error).__name__}: {error}; it must be UTF-8 text, its quotes closed") from error
+
+
+def csv_chunks(path: str, delimiter: str, names: Sequence[str], chunk_rows: int) -> Iterator[Loose]:
+    """Yields the columns `names` of a CSV file as text in chunks; '' and NA are None.
+
+    A row with another number of fields than the header is `broken`, its values None.
+    """
+    rows = _csv_rows(path, delimiter)
+    header = _csv_header((fields for _, fields in rows), path)
+    for name in names:
+        require(name, header, path)
+    at = [header.index(name) for name in names]
+    while batch := list(islice(rows, chunk_rows)):
+        broken = {i: f"has {len(f)} fields, the header {len(header)}" for i, (_, f) in enumerate(batch) if len(f) != len(header)}
+        whole: list[list[str | None]] = [[None] * len(header) if i in broken else f for i, (_, f) in enumerate(batch)]  # type: ignore[misc]
+        columns = {name: [None if row[j] in NULLS else row[j] for row in whole] for name, j in zip(names, at, strict=True)}
+        lines = [line for line, _ in batch]
+        yield Loose(columns, len(batch), lambda i, lines=lines: f"{path} line {lines[i]}", broken)  # type: ignore[misc]
+
+
+# ---- one interface -----------------------------------------------------------------------------------------------------
+
+
+@singledispatch
+def chunks(source: Any, names: Sequence[str], chunk_rows: int) -> Iterator[Loose]:
+    """Yields the columns `names` of a source, at most `chunk_rows` rows at a time.
+
+    Raises:
+        DataError: the source, a table or a column is missing, or the source breaks while it is read.
+    """
+    raise AssertionError(f"no reader for {type(source).__name__}")
+
+
+@singledispatch
+def identify(source: Any, names: Sequence[str]) -> Identity:
+    """Returns what identifies the rows that `chunks` would read."""
+    raise AssertionError(f"no identity for {type(source).__name__}")
+
+
+chunks.register(SqlSource, _sql_chunks)
+identify.register(SqlSource, _sql_identity)
+
+
+@chunks.register
+def _(source: CsvSource, names: Sequence[str], chunk_rows: int) -> Iterator[Loose]:
+    return csv_chunks(source.path, source.delimiter, names, chunk_rows)
+
+
+@identify.register
+def _(source: CsvSource, names: Sequence[str]) -> Identity:
+    return Identity(description=_file_identity(source.path), rows=-1, stable=True)
+
+
+def _file_identity(path: str) -> dict[str, Any]:
+    """Returns a file's size and SHA-256."""
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"there is no CSV file {path!r}; create it, or mend the path in the config")
+    return {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+
+
+def lookup_identity(lookup: Lookup) -> dict[str, Any]:
+    """Returns what identifies a lookup's file."""
+    return _file_identity(lookup.path)
+
+
+@dataclass(frozen=True, slots=True)
+class LookupTable:
+    """A lookup in memory: its unique keys and the columns it adds."""
+
+    key: str
+    keys: pa.Array
+    values: pa.Table
+
+    def join(self, rows: pa.Table) -> pa.Table:
+        """Returns `rows` with the lookup's columns; null where the key is not found. Rows keep their number and order."""
+        at = pc.index_in(rows[self.key], value_set=self.keys)
+        for name in self.values.column_names:
+            rows = rows.append_column(name, self.values[name].take(at))
+        return rows
+
+
+def read_lookup(lookup: Lookup, columns: Sequence[Column]) -> LookupTable:
+    """Reads a lookup's file in the types that `columns` declares for its columns and its key.
+
+    Raises:
+        DataError: the file or a column is missing, a value is not of its type, or a key stands there twice.
+    """
+    declared = {column.name: column for column in columns}
+    wanted = {lookup.key: lookup.key, **lookup.columns}
+    for name in wanted:
+        require(name, list(declared), "config.etl.columns, for lookup " + repr(lookup.path) + ",")
+    tables = []
+    for chunk in csv_chunks(lookup.path, ",", list(wanted.values()), 1 << 16):
+        named = Loose({name: chunk.columns[theirs] for name, theirs in wanted.items()}, chunk.num_rows, chunk.where, chunk.broken)
+        tables.append(cast_strictly(named, [declared[name] for name in wanted]))
+    if not tables:
+        raise DataError(f"{lookup.path} has no rows")
+    table = pa.concat_tables(tables).combine_chunks()
+    keys = table[lookup.key].combine_chunks()
+    if len(keys.unique()) != len(keys):
+        double = next(v["values"] for v in pc.value_counts(keys).to_pylist() if v["counts"] > 1)
+        raise DataError(f"{lookup.path} has several rows with {lookup.key} = {double!r}; a lookup needs one")
+    return LookupTable(lookup.key, keys, table.drop_columns([lookup.key]))

@@ -1,0 +1,196 @@
+"""Writes examples as Parquet row groups of exactly `group_rows` rows, cut by us and never by a chunk.
+
+Promise: equal content gives equal sums, so an equal `dataset_id`; statistics are added exactly (`math.fsum`) over row groups
+in stored order.
+Price: one row group in memory, and hashing every stored value once (about 2 us a row of 25 columns).
+
+Storage: features lie packed, one FixedSizeBinary column per dtype, lz4, no dictionary, no statistics: a reader decodes one
+column instead of dozens, 4 to 5 times faster. Keys, label and row id stay ordinary columns.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mlprod.config import Column, EtlConfig
+from mlprod.etl.schema import ARROW, hashable, raw_column
+from mlprod.etl.settle import LABEL, ROW_ID
+from mlprod.features import Feature, FeatureSpec, apply
+from mlprod.hashing import FixedValues, Values, hash_columns, hash_sum, mix_hash
+from mlprod.manifest import Shard, StoredColumn, sha256_file
+
+PACKED = {"numeric": ("packed_float32", np.dtype(np.float32)), "categorical": ("packed_int32", np.dtype(np.int32))}
+
+
+def stored_columns(etl: EtlConfig, spec: FeatureSpec) -> tuple[StoredColumn, ...]:
+    """Returns what the files hold: features (numeric, then categorical, in spec order), label, then the plain columns."""
+    declared = {column.name: column for column in etl.columns}
+
+    def feature(f: Feature) -> StoredColumn:
+        c, (packed, dtype) = declared[f.name], PACKED[f.kind]
+        place = packed if etl.storage == "packed" else f.name
+        size = f.num_ids if f.kind == "categorical" else 0
+        return _stored(c, dtype=dtype.name, kind=f.kind, stored_in=place, vocabulary_size=size)
+
+    label = Column(name="label", type="float64", role="label")
+    row_id = Column(name="row_id", type="int64", role="input")
+    plain = [c for c in etl.columns if c.role not in ("feature", "input")]
+    keys = [replace(declared[name], role="key") for name in etl.key]  # a feature may be part of the key as well
+    return (
+        *(feature(f) for f in (*spec.numeric, *spec.categorical)),
+        _stored(label, dtype="float32", kind="plain", stored_in="label"),
+        *(_stored(c, dtype=c.type, kind="plain", stored_in=c.name) for c in plain),
+        *(_stored(c, dtype=c.type, kind="plain", stored_in=f"key_{c.name}") for c in keys),
+        replace(_stored(row_id, dtype="uint64", kind="plain", stored_in="row_id"), type="uint64", role="row_id"),
+    )
+
+
+def _stored(c: Column, *, dtype: str, kind: str, stored_in: str, vocabulary_size: int = 0) -> StoredColumn:
+    return StoredColumn(
+        name=c.name, type=c.type, dtype=dtype, shape=(), role=c.role, kind=kind, stored_in=stored_in,
+        vocabulary_size=vocabulary_size, missing=c.missing, sensitive=c.sensitive,
+    )  # fmt: skip
+
+
+def _packed(arrays: Sequence[np.ndarray], dtype: np.dtype) -> pa.Array:
+    """Returns arrays [B] of one dtype as one FixedSizeBinary column, row-major."""
+    rows = np.stack(arrays, axis=1).astype(dtype)
+    width = rows.shape[1] * dtype.itemsize
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(rows), [None, pa.py_buffer(rows.tobytes())])
+
+
+@dataclass(kw_only=True)
+class Scale:
+    """Exact sums of one numeric feature's distance from its fill value, from which mean and scale follow."""
+
+    sums: list[float] = field(default_factory=list)
+    squares: list[float] = field(default_factory=list)
+
+    def add(self, distance: np.ndarray) -> None:
+        """Adds one row group's distances, float64[B]."""
+        self.sums.append(math.fsum(distance))
+        self.squares.append(math.fsum(distance * distance))
+
+    def fitted(self, feature: Feature, num_rows: int) -> Feature:
+        """Returns the feature with mean and standard deviation; the deviation of a constant is 1."""
+        mean = math.fsum(self.sums) / num_rows
+        variance = max(math.fsum(self.squares) / num_rows - mean * mean, 0.0)
+        std = math.sqrt(variance)
+        return replace(feature, mean=feature.fill + mean, std=std if std > 1e-9 * (1 + abs(mean)) else 1.0)
+
+
+class SplitWriter:
+    """Writes one split: takes settled rows in stored order, cuts row groups, starts a new file every `file_groups`."""
+
+    def __init__(self, etl: EtlConfig, spec: FeatureSpec, dataset: Path, folder: str, split: str) -> None:
+        """`folder`: of the files, below `dataset`."""
+        self._etl, self._spec, self._dataset, self._prefix = etl, spec, dataset, f"{folder}/{split}"
+        self._columns = stored_columns(etl, spec)
+        self._schema = self._arrow_schema()
+        self._pending: list[pa.Table] = []
+        self._pending_rows = 0
+        self._writer: pq.ParquetWriter | None = None
+        self._groups: list[int] = []
+        self._sums: list[str] = []
+        self.shards: list[Shard] = []
+        self.scales = {f.name: Scale() for f in spec.numeric}
+        self.labels: list[float] = []  # sum of each row group
+        (dataset / folder).mkdir(parents=True, exist_ok=True)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in the files closed so far."""
+        return sum(shard.rows for shard in self.shards)
+
+    def _arrow_schema(self) -> pa.Schema:
+        fields = {}
+        for c in self._columns:
+            if c.kind in PACKED and self._etl.storage == "packed":
+                width = sum(4 for other in self._columns if other.stored_in == c.stored_in)
+                fields[c.stored_in] = pa.binary(width)
+            else:
+                fields[c.stored_in] = ARROW[c.type] if c.dtype in ARROW and c.kind == "plain" else pa.type_for_alias(c.dtype)
+        return pa.schema([pa.field(name, kind) for name, kind in fields.items()])
+
+    def add(self, rows: pa.Table) -> None:
+        """Takes settled rows that follow those taken before in stored order."""
+        self._pending.append(rows)
+        self._pending_rows += rows.num_rows
+        if self._pending_rows < self._etl.group_rows:
+            return
+        table, start = pa.concat_tables(self._pending), 0
+        while table.num_rows - start >= self._etl.group_rows:
+            self._write_group(table.slice(start, self._etl.group_rows))
+            start += self._etl.group_rows
+        self._pending, self._pending_rows = [table.slice(start)], table.num_rows - start
+
+    def close(self) -> tuple[Shard, ...]:
+        """Writes what is left as a shorter group and returns the split's files."""
+        if self._pending_rows:
+            self._write_group(pa.concat_tables(self._pending))
+            self._pending, self._pending_rows = [], 0
+        self._close_file()
+        return tuple(self.shards)
+
+    def _write_group(self, rows: pa.Table) -> None:
+        encoded = apply(self._spec, {f.name: raw_column(rows[f.name]) for f in self._spec.features})
+        arrays = {f.name: encoded["numeric"][:, i] for i, f in enumerate(self._spec.numeric)}
+        arrays |= {f.name: encoded[f.name] for f in self._spec.categorical}
+        arrays |= {"label": rows[LABEL].to_numpy(), "row_id": rows[ROW_ID].to_numpy()}
+        raw = [c for c in self._columns if c.kind == "plain" and c.stored_in not in arrays]
+        plain = {c.stored_in: rows[c.name].combine_chunks() for c in raw}
+        hashed: dict[str, Values] = {name: _words(array) for name, array in arrays.items()}
+        hashed |= {name: hashable(column) for name, column in plain.items()}
+        examples = hash_columns(hashed, rows.num_rows, self._etl.hash_seed)
+        self._sums.append(f"{hash_sum(mix_hash(examples, np.arange(rows.num_rows, dtype=np.uint64))):032x}")
+        self._groups.append(rows.num_rows)
+        for f in self._spec.numeric:
+            self.scales[f.name].add(arrays[f.name].astype(np.float64) - f.fill)
+        self.labels.append(math.fsum(arrays["label"]))
+        self._parquet().write_table(self._table(arrays, plain), row_group_size=self._etl.group_rows)
+        if len(self._groups) == self._etl.file_groups:
+            self._close_file()
+
+    def _table(self, arrays: Mapping[str, np.ndarray], plain: Mapping[str, pa.Array]) -> pa.Table:
+        """Returns one row group as it is stored."""
+        columns: dict[str, pa.Array] = {}
+        for c in self._columns:
+            if c.stored_in in columns:
+                continue
+            if c.kind in PACKED and self._etl.storage == "packed":
+                members = [arrays[o.name] for o in self._columns if o.stored_in == c.stored_in]
+                columns[c.stored_in] = _packed(members, PACKED[c.kind][1])
+            else:
+                columns[c.stored_in] = plain[c.stored_in] if c.stored_in in plain else pa.array(arrays[c.name])
+        return pa.table(columns, schema=self._schema)
+
+    def _path(self) -> Path:
+        return self._dataset / f"{self._prefix}-{len(self.shards):05d}.parquet"
+
+    def _parquet(self) -> pq.ParquetWriter:
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(
+                self._path(), self._schema, compression="lz4", use_dictionary=False, write_statistics=False, store_schema=True
+            )
+        return self._writer
+
+    def _close_file(self) -> None:
+        if self._writer is None:
+            return
+        self._writer.close()
+        path, self._writer = self._path(), None
+        name = str(path.relative_to(self._dataset))
+        shard = Shard(path=name, groups=tuple(self._groups), sums=tuple(self._sums), bytes=path.stat().st_size, sha256=sha256_file(path))
+        self.shards.append(shard)
+        self._groups, self._sums = [], []
+
+
+def _words(array: np.ndarray) -> FixedValues:
+    """Returns stored values [B] of a 4- or 8-byte dtype as words."""
+    unsigned = np.ascontiguousarray(array).view(np.uint32 if array.dtype.itemsize == 4 else np.uint64)
+    return FixedValues(unsigned.astype(np.uint64), np.ones(len(array), bool))

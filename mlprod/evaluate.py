@@ -1,0 +1,116 @@
+"""Metrics of a state on a whole split, and the verb `evaluate`.
+
+Promise: every row once, in the order of seed 0 and epoch 0, padded with weight 0; counts are equal on any layout, sums within
+float32 rounding of one batch.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from mlprod.checkpoint import RunState, Store
+from mlprod.config import Config
+from mlprod.data.loader import eval_batches
+from mlprod.errors import ConfigError, DataError, WorkdirError
+from mlprod.metrics import binary_metrics
+from mlprod.parallel.place import fetch, to_devices
+from mlprod.plan import Plan, make_plan
+from mlprod.state import TrainState
+from mlprod.step import Score, compile_score
+
+Sink = Callable[[dict[str, np.ndarray]], None]
+
+
+def scored_batches(plan: Plan, score: Score, state: TrainState, split: str, limit: int | None) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
+    """Yields (fetched `metrics.batch_sums`, host batch) over a split; `limit`: at most so many batches."""
+    sharding, ranges = plan.placement.batch(plan.eval_order.global_batch), plan.eval_ranges
+    for batch in islice(eval_batches(plan.cfg, plan.manifest, split, ranges), limit):
+        yield fetch(score(state, to_devices(batch, sharding, ranges, plan.eval_order.global_batch))), batch
+
+
+def evaluate(plan: Plan, score: Score, state: TrainState, split: str, *, limit: int | None = None, sink: Sink | None = None) -> dict[str, float]:
+    """Returns the metrics of `state` on a split by name; `sink` is given each batch's row ids, labels and scores."""
+    metrics = binary_metrics(plan.cfg.eval.auc_rows)
+    for sums, batch in scored_batches(plan, score, state, split, limit):
+        for metric in metrics:
+            metric.merge(sums, batch["label"], batch["weight"])
+        if sink is not None:
+            real = batch["weight"] > 0
+            ids = np.ascontiguousarray(batch["row_id"]).view("<u8")[:, 0]
+            sink({"row_id": ids[real], "label": batch["label"][real], "score": sums["score"][real]})
+    return {name: value for metric in metrics for name, value in metric.finish().items()}
+
+
+def restore_for(plan: Plan, step: int) -> tuple[TrainState, RunState]:
+    """Returns a trained state and its run JSON: of `step`, or of the newest good step (-1).
+
+    Raises:
+        WorkdirError: the run has no checkpoint, or not that one.
+        ConfigError: the run was trained on another dataset.
+    """
+    workdir = Path(plan.cfg.workdir)
+    if not (workdir / "checkpoints").is_dir():
+        raise WorkdirError(f"config.workdir={plan.cfg.workdir!r} has no checkpoints; run `mlprod train` with the same config first")
+    with Store(workdir, strict=plan.cfg.checkpoint.strict, read_only=True) as store:
+        if step >= 0 and step not in store.steps():
+            raise WorkdirError(f"--step={step}: {workdir} has no such checkpoint; it has {store.steps()}")
+        found = store.restore(step, plan.abstract, plan.where) if step >= 0 else store.restore_newest(plan.abstract, plan.where)
+    if found is None:
+        raise WorkdirError(f"config.workdir={plan.cfg.workdir!r} has no checkpoints; run `mlprod train` with the same config first")
+    if found[1].dataset_id != plan.manifest.dataset_id:
+        raise ConfigError(f"the run was trained on dataset_id {found[1].dataset_id}, {plan.cfg.dataset} is {plan.manifest.dataset_id}")
+    return found
+
+
+class ScoreFile:
+    """A Parquet file of row ids, labels and scores, written batch by batch."""
+
+    def __init__(self, path: str) -> None:
+        """Opens the file."""
+        schema = pa.schema([("row_id", pa.uint64()), ("label", pa.float32()), ("score", pa.float32())])
+        try:
+            self._writer = pq.ParquetWriter(path, schema)
+        except OSError as error:
+            raise WorkdirError(f"--scores={path} cannot be written: {error}") from error
+
+    def __call__(self, rows: dict[str, np.ndarray]) -> None:
+        """Adds rows: arrays [K] by column."""
+        self._writer.write_table(pa.table(rows, schema=self._writer.schema))
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._writer.close()
+
+
+def show(metrics: dict[str, float], title: str) -> None:
+    """Prints metrics as a small table."""
+    table = Table("metric", "value", title=title, title_justify="left")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:,.0f}" if name == "rows" else f"{value:.6f}")
+    Console(highlight=False).print(table)
+
+
+def main(cfg: Config, options: argparse.Namespace) -> None:
+    """The verb `evaluate`: prints metrics of a checkpoint on a split, and keeps them as JSON in the run's folder."""
+    plan = make_plan(cfg, jax.devices())
+    if not plan.manifest.num_rows(options.split):
+        raise DataError(f"--split={options.split} of {cfg.dataset} has no rows; raise its share in config.etl.split")
+    state, run = restore_for(plan, options.step)
+    sink = ScoreFile(options.scores) if options.scores else None
+    metrics = evaluate(plan, compile_score(plan.model, plan.placement), state, options.split, sink=sink)
+    if sink is not None:
+        sink.close()
+    show(metrics, f"{cfg.name}, step {run.step}, {options.split} split")
+    path = Path(cfg.workdir) / "evaluations" / f"{options.split}-{run.step:08d}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"step": run.step, "split": options.split, "dataset_id": run.dataset_id, "metrics": metrics}, indent=1))

@@ -1,0 +1,70 @@
+"""The tabular model: standardised numerics and one embedding per categorical, through a stack of ReLU layers with dropout."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mlprod.config import MUST, knob
+from mlprod.features import FeatureSpec
+from mlprod.loss import binary_cross_entropy
+from mlprod.models.layers import Embedding, Standardize
+from mlprod.models.protocol import Batch, Sums
+
+
+@dataclass(kw_only=True, slots=True)
+class MLPConfig:
+    """Sizes of the MLP."""
+
+    hidden: tuple[int, ...] = knob((256, 256), "width of each hidden layer", rule=MUST, low=1)
+    max_embedding: int = knob(32, "widest embedding; a table of n ids gets about 1.6 n^0.56", rule=MUST, low=1)
+    dropout: float = knob(0.1, "share of hidden units left out", low=0.0, high=0.99)
+    clip: float = knob(5.0, "of standardised numerics", unit="standard deviations", rule=MUST, low=0.1)
+
+    def build(self, features: FeatureSpec, rngs: nnx.Rngs) -> nnx.Module:
+        """Returns the MLP for a dataset's features."""
+        return MLP(self, features, rngs)
+
+
+def embedding_width(num_ids: int, limit: int) -> int:
+    """Returns the usual width for a table of `num_ids` rows: 1.6 n^0.56 (fastai's rule of thumb), at most `limit`."""
+    return min(limit, math.ceil(1.6 * num_ids**0.56))
+
+
+class MLP(nnx.Module):
+    """Logits of a binary label from tabular features."""
+
+    DIMS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        r"embed/.+/table": ("vocab", "embed"),
+        r"standardize/(mean|scale)": ("feature",),
+        r"hidden/\d+/kernel": ("in", "out"),
+        r"hidden/\d+/bias": ("out",),
+        r"head/kernel": ("in", "logit"),
+        r"head/bias": ("logit",),
+    }
+    TABLES: ClassVar[Mapping[str, tuple[str, ...]]] = {r"embed/(.+)/table": (r"\1",)}
+
+    def __init__(self, cfg: MLPConfig, features: FeatureSpec, rngs: nnx.Rngs) -> None:
+        """Widths follow from `cfg`, tables from the features' vocabularies."""
+        widths = {f.name: embedding_width(f.num_ids, cfg.max_embedding) for f in features.categorical}
+        self.standardize = Standardize(features, cfg.clip)
+        self.embed = nnx.Dict({f.name: Embedding(f.num_ids, widths[f.name], rngs) for f in features.categorical})
+        sizes = [len(features.numeric) + sum(widths.values()), *cfg.hidden]
+        self.hidden = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in zip(sizes, sizes[1:], strict=False)])
+        self.dropout = nnx.Dropout(cfg.dropout)
+        self.head = nnx.Linear(sizes[-1], 1, rngs=rngs)
+
+    def __call__(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """Returns logits float32[B]; dropout is on where `rngs` is given."""
+        h = jnp.concatenate([self.standardize(batch["numeric"]), *(e(batch[name]) for name, e in self.embed.items())], axis=1)
+        for layer in self.hidden:
+            h = self.dropout(jax.nn.relu(layer(h)), deterministic=rngs is None, rngs=rngs)
+        return self.head(h)[:, 0]
+
+    def loss(self, outputs: jax.Array, batch: Batch) -> Sums:
+        """Returns {"loss": (sum, weight)}: binary cross-entropy of logits [B]."""
+        return {"loss": binary_cross_entropy(outputs, batch["label"], batch["weight"])}

@@ -1,0 +1,35 @@
+"""The optimizer: AdamW with warm-up and cosine, as an `optax.named_chain` so that its state has names of ours."""
+
+from typing import Any
+
+import jax
+import optax
+
+from mlprod.config import OptimConfig
+
+
+def learning_rate(cfg: OptimConfig, steps: int) -> optax.Schedule:
+    """Returns the rate by step: linear to `peak_lr` over `warmup_steps`, then a cosine to `end_lr` at `steps`."""
+    warmup = min(cfg.warmup_steps, max(steps - 1, 0))
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0 if warmup else cfg.peak_lr,
+        peak_value=cfg.peak_lr,
+        warmup_steps=warmup,
+        decay_steps=max(steps, 1),
+        end_value=cfg.end_lr,
+    )
+
+
+def _decayed(trained: dict[str, Any]) -> dict[str, Any]:
+    """Returns a tree of bools like `trained`: True for matrices among the parameters, False for biases and tables."""
+    return {kind: jax.tree.map(lambda x, kind=kind: kind == "params" and x.ndim >= 2, tree) for kind, tree in trained.items()}
+
+
+def build_optimizer(cfg: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """Returns the optimizer over {"params": ..., "tables": ...}; `steps`: of the whole run, for the schedule."""
+    return optax.named_chain(
+        ("clip", optax.clip_by_global_norm(cfg.clip_norm)),
+        ("adam", optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2)),
+        ("decay", optax.add_decayed_weights(cfg.weight_decay, mask=_decayed)),
+        ("rate", optax.scale_by_learning_rate(learning_rate(cfg, steps))),
+    )

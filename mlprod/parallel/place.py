@@ -1,0 +1,67 @@
+"""Host rows onto devices, and device values back: the two doors of the loop.
+
+Promise: a process reads just the row ranges of the batch that its devices hold; device values leave through `fetch` alone.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+Ranges = tuple[tuple[int, int], ...]
+
+
+def local_ranges(sharding: NamedSharding, global_batch: int) -> Ranges:
+    """Returns the sorted, disjoint row ranges [a, b) of a batch that this process's devices hold."""
+    spans = sorted({s[0].indices(global_batch)[:2] for s in sharding.addressable_devices_indices_map((global_batch,)).values() if s})
+    merged: list[tuple[int, int]] = []
+    for a, b in spans:
+        if merged and a <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(b, merged[-1][1]))
+        else:
+            merged.append((a, b))
+    return tuple(merged)
+
+
+def _offset(ranges: Ranges, row: int) -> int:
+    """Returns where the batch row `row` stands among the rows of `ranges`."""
+    before = 0
+    for a, b in ranges:
+        if a <= row < b:
+            return before + row - a
+        before += b - a
+    raise AssertionError(f"row {row} is not in {ranges}")
+
+
+def to_devices(batch: Mapping[str, np.ndarray], sharding: NamedSharding, ranges: Ranges, global_batch: int) -> dict[str, jax.Array]:
+    """Returns the global batch: arrays [global_batch, ...] split by `sharding`.
+
+    Args:
+        batch: this process's rows, [rows of `ranges`, ...], in their order.
+    """
+    if len(sharding.device_set) == 1:
+        placed: dict[str, jax.Array] = jax.device_put(dict(batch), sharding)
+        return placed
+    spans = {d: s[0].indices(global_batch)[:2] for d, s in sharding.addressable_devices_indices_map((global_batch,)).items() if s}
+    at = {d: (_offset(ranges, a), b - a) for d, (a, b) in spans.items()}
+
+    def assemble(rows: np.ndarray) -> jax.Array:
+        parts = [jax.device_put(rows[start : start + size], d) for d, (start, size) in at.items()]
+        full = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec, *(None,) * (rows.ndim - 1)))
+        return jax.make_array_from_single_device_arrays((global_batch, *rows.shape[1:]), full, parts)
+
+    return {name: assemble(rows) for name, rows in batch.items()}
+
+
+def fetch(tree: Any) -> Any:
+    """Returns device values as numpy, waiting for them. The only way out of the devices in the loop."""
+    return jax.device_get(tree)
+
+
+def wait(tree: Any) -> None:
+    """Waits until device values are computed, without copying them."""
+    jax.block_until_ready(tree)
+
+

@@ -1,0 +1,110 @@
+"""Everything about a run that is known before a device computes: dataset, order, model, optimizer, layout, shapes.
+
+Promise: whatever can be wrong with a config and its dataset is found here, by `check` and by `train` alike.
+Price: reading a manifest and tracing the model once; no device memory.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import optax
+
+from mlprod import features, manifest
+from mlprod.config import Config
+from mlprod.data.loader import eval_order, train_order
+from mlprod.errors import ConfigError, DataError, LayoutError
+from mlprod.features import FeatureSpec
+from mlprod.manifest import Manifest
+from mlprod.optim import build_optimizer, learning_rate
+from mlprod.order import OrderSpec, batches_per_epoch
+from mlprod.parallel.layouts import LAYOUTS, Placement
+from mlprod.parallel.mesh import make_mesh
+from mlprod.parallel.place import Ranges, local_ranges
+from mlprod.state import ModelDef, TrainState, abstract_state, define_model, shardings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A checked run, ready to compile."""
+
+    cfg: Config
+    manifest: Manifest
+    features: FeatureSpec
+    order: OrderSpec
+    eval_order: OrderSpec
+    steps: int
+    model: ModelDef
+    optimizer: optax.GradientTransformation
+    rate: optax.Schedule
+    placement: Placement
+    abstract: TrainState
+    where: TrainState  # shardings of the state
+
+    @property
+    def train_ranges(self) -> Ranges:
+        """The rows of a training batch that this process's devices hold."""
+        return local_ranges(self.placement.batch(self.order.global_batch), self.order.global_batch)
+
+    @property
+    def eval_ranges(self) -> Ranges:
+        """The rows of an evaluation batch that this process's devices hold."""
+        return local_ranges(self.placement.batch(self.eval_order.global_batch), self.eval_order.global_batch)
+
+
+def read_features(dataset: Path, published: Manifest) -> FeatureSpec:
+    """Reads the fitted transform of a dataset version.
+
+    Raises:
+        DataError: the file is gone or is not the one that was published.
+    """
+    path = dataset / published.features
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if manifest.sha256_text(text) != published.features_sha256:
+        raise DataError(f"{path} is missing or was changed (its SHA-256 differs from the manifest's); restore it or build the dataset again")
+    return features.loads(text)
+
+
+def total_steps(cfg: Config, per_epoch: int) -> int:
+    """Returns how many updates the run takes.
+
+    Raises:
+        ConfigError: `epochs` is less than one batch.
+    """
+    steps = cfg.steps or round(cfg.epochs * per_epoch)
+    if not steps:
+        raise ConfigError(f"config.epochs={cfg.epochs} is less than one batch ({per_epoch} batches an epoch); raise it, or set config.steps")
+    return steps
+
+
+def make_plan(cfg: Config, devices: Sequence[jax.Device]) -> Plan:
+    """Checks a config against its dataset and the devices.
+
+    Raises:
+        DataError: the dataset is missing, damaged or another config's.
+        ConfigError: batch, window or steps do not fit the dataset, or the model cannot be built.
+        LayoutError: the mesh does not fit the devices, or the batch does not divide over them.
+    """
+    published = manifest.open_for(cfg)
+    spec = read_features(Path(cfg.dataset), published)
+    order = train_order(cfg, published)
+    steps = total_steps(cfg, batches_per_epoch(order, published.group_sizes("train")))
+    placement = Placement(make_mesh(cfg.mesh, devices), LAYOUTS[cfg.mesh.layout])
+    optimizer = build_optimizer(cfg.optim, steps)
+    try:
+        model = define_model(cfg.model, spec)
+        abstract = abstract_state(model, cfg.model, spec, optimizer)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"config.model={type(cfg.model).__name__} cannot be built for this dataset: {error}") from error
+    plan = Plan(
+        cfg=cfg, manifest=published, features=spec, order=order, eval_order=eval_order(cfg, published), steps=steps, model=model,
+        optimizer=optimizer, rate=learning_rate(cfg.optim, steps), placement=placement, abstract=abstract,
+        where=shardings(abstract, model, placement),
+    )  # fmt: skip
+    for field, batch in (("loader.global_batch", cfg.loader.global_batch), ("eval.batch", cfg.eval.batch)):
+        try:
+            placement.batch(batch)
+        except LayoutError as error:
+            raise LayoutError(f"config.{field}={batch}: {error}") from error
+    return plan

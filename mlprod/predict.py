@@ -1,0 +1,143 @@
+"""The verb `predict`: raw rows in, exactly one output row per input row, in order, with its key: a score, or null and a reason.
+
+Promise: the arrays that enter the model are made by the code that made the training data, and rows are scored in batches of
+the evaluation's shape, so a row's score has the bits that `evaluate` gives it.
+Price: one chunk of rows in memory.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mlprod import __version__
+from mlprod.checkpoint import RunState
+from mlprod.config import Config, CsvSource, EtlConfig, SqlSource
+from mlprod.errors import ConfigError, DataError, WorkdirError
+from mlprod.etl import sources
+from mlprod.etl.derive import derive
+from mlprod.etl.run import source_columns
+from mlprod.etl.schema import ARROW, Loose, cast_chunk, raw_column
+from mlprod.evaluate import restore_for
+from mlprod.features import apply
+from mlprod.hashing import PAD_ID
+from mlprod.parallel.place import fetch, to_devices
+from mlprod.plan import Plan, make_plan
+from mlprod.state import TrainState
+from mlprod.step import Score, compile_score
+
+
+def input_source(etl: EtlConfig, given: str) -> SqlSource | CsvSource:
+    """Returns where the rows come from: the config's own source (''), a database URL, or a CSV in place of the source.
+
+    Raises:
+        ConfigError: a URL where the config's source is not a database.
+    """
+    if not given:
+        return etl.source
+    if "://" not in given:
+        return CsvSource(path=given, delimiter=etl.source.delimiter if isinstance(etl.source, CsvSource) else ",")
+    if not isinstance(etl.source, SqlSource):
+        raise ConfigError(f"--input={given!r} is a database URL, but config.etl.source is {type(etl.source).__name__}; give a file")
+    return replace(etl.source, url=given)
+
+
+def typed_rows(etl: EtlConfig, chunk: Loose, lookups: list[sources.LookupTable]) -> tuple[pa.Table, list[str | None]]:
+    """Returns (rows with lookups and derived columns, why each cannot be scored or None), one of each per input row."""
+    rows, reasons = cast_chunk(chunk, source_columns(etl))
+    for lookup in lookups:
+        rows = lookup.join(rows)
+    rows = derive(etl, rows)
+    told: list[str | None] = [reasons.get(i) for i in range(rows.num_rows)]
+    for column in etl.columns:
+        if column.missing == "refuse":
+            for i in np.flatnonzero(np.asarray(pc.is_null(rows[column.name]))):
+                told[i] = told[i] or f"column {column.name!r} is missing"
+    return rows, told
+
+
+def model_arrays(plan: Plan, rows: pa.Table) -> dict[str, np.ndarray]:
+    """Returns the model's inputs, [B, ...], of raw rows: those that ETL would have stored."""
+    return apply(plan.features, {f.name: raw_column(rows[f.name]) for f in plan.features.features})
+
+
+def score_rows(plan: Plan, score: Score, state: TrainState, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns float32[B]: scores, computed in batches of the evaluation's shape."""
+    size, ranges = plan.eval_order.global_batch, plan.eval_ranges
+    sharding, num_rows = plan.placement.batch(size), len(arrays["numeric"])
+    scores = []
+    for start in range(0, num_rows, size):
+        part = {name: values[start : start + size] for name, values in arrays.items()}
+        short = size - len(part["numeric"])
+        batch = {name: np.concatenate([v, np.zeros((short, *v.shape[1:]), v.dtype)]) for name, v in part.items()}
+        batch |= {"label": np.zeros(size, np.float32), "weight": np.ones(size, np.float32)}
+        batch["row_id"] = np.full((size, 2), PAD_ID & 0xFFFFFFFF, np.uint32)
+        scores.append(fetch(score(state, to_devices(batch, sharding, ranges, size)))["score"][: size - short])
+    return np.concatenate(scores) if scores else np.zeros(0, np.float32)
+
+
+def predictions(plan: Plan, score: Score, state: TrainState, source: Any, limit: int) -> Iterator[pa.Table]:
+    """Yields output rows chunk by chunk: the key columns, `score` and `reason`. `limit`: 0 for all rows."""
+    etl, done = plan.cfg.etl, 0
+    lookups = [sources.read_lookup(lookup, etl.columns) for lookup in etl.lookups]
+    names = [c.name for c in source_columns(etl)]
+    for chunk in sources.chunks(source, names, min(limit, etl.chunk_rows) if limit else etl.chunk_rows):
+        rows, reasons = typed_rows(etl, chunk, lookups)
+        if limit:
+            rows, reasons = rows.slice(0, limit - done), reasons[: limit - done]
+        good = np.array([reason is None for reason in reasons], bool)
+        scores = np.where(good, score_rows(plan, score, state, model_arrays(plan, rows)), np.float32(0))
+        columns = {name: rows[name] for name in etl.key}
+        columns["score"] = pa.array(scores.astype(np.float32), pa.float32(), mask=~good)
+        columns["reason"] = pa.array(reasons, pa.string())
+        yield pa.table(columns)
+        done += rows.num_rows
+        if limit and done >= limit:
+            return
+
+
+def output_schema(etl: EtlConfig, metadata: dict[str, str]) -> pa.Schema:
+    """Returns the schema of a prediction file, provenance in its metadata."""
+    types = {c.name: ARROW[c.type] for c in etl.columns}
+    keys = [pa.field(name, types[name]) for name in etl.key]
+    return pa.schema([*keys, pa.field("score", pa.float32()), pa.field("reason", pa.string())], metadata=metadata)
+
+
+def provenance(plan: Plan, run: RunState) -> dict[str, str]:
+    """Returns what made a prediction: program, run, step, dataset and fitted transform."""
+    return {
+        "mlprod.version": __version__, "mlprod.run": run.run_id, "mlprod.step": str(run.step),
+        "mlprod.dataset_id": run.dataset_id, "mlprod.features_sha256": plan.manifest.features_sha256,
+    }  # fmt: skip
+
+
+def main(cfg: Config, options: argparse.Namespace) -> None:
+    """The verb `predict`: writes a Parquet file of scores and prints how many rows were scored."""
+    plan = make_plan(cfg, jax.devices())
+    source = input_source(cfg.etl, options.input)
+    state, run = restore_for(plan, options.step)
+    output = Path(options.output)
+    temporary = output.with_name(f".{output.name}.tmp")
+    rows = scored = 0
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with pq.ParquetWriter(temporary, output_schema(cfg.etl, provenance(plan, run))) as writer:
+            for table in predictions(plan, compile_score(plan.model, plan.placement), state, source, options.limit):
+                writer.write_table(table.cast(writer.schema))
+                rows, scored = rows + table.num_rows, scored + table.num_rows - table["score"].null_count
+        temporary.replace(output)
+    except OSError as error:
+        raise WorkdirError(f"--output={options.output} cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    if not rows:
+        raise DataError(f"--input={options.input or 'config.etl.source'} has no rows")
+    print(f"{output}: {rows:,} rows, {scored:,} scored, {rows - scored:,} with a reason instead (step {run.step} of {cfg.workdir})")
+

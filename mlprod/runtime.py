@@ -1,0 +1,111 @@
+"""The process: what JAX runs on, signals, and who holds a run's folder.
+
+Promise: devices, caches and flags are set before the first computation; a folder has one living trainer; a SIGTERM or Ctrl-C
+ends the loop after a save, a second one ends the process at once.
+"""
+
+import fcntl
+import logging
+import os
+import platform
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+
+from mlprod.config import RuntimeConfig
+from mlprod.errors import ConfigError, WorkdirError
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pyarrow")
+_DETERMINISTIC = ("--xla_gpu_deterministic_ops=true",)
+
+
+def start(cfg: RuntimeConfig) -> None:
+    """Configures JAX. Must come before anything computes.
+
+    Raises:
+        ConfigError: the platform asked for is not there.
+    """
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every save at INFO and WARNING
+    if cfg.deterministic:
+        os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_DETERMINISTIC]).strip()
+    if cfg.platform:
+        jax.config.update("jax_platforms", cfg.platform)
+    jax.config.update("jax_num_cpu_devices", cfg.num_cpu_devices)
+    if cfg.compile_cache:
+        jax.config.update("jax_compilation_cache_dir", cfg.compile_cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise ConfigError(f"config.runtime.platform={cfg.platform!r}: {str(error).splitlines()[0]}") from error
+
+
+def environment(num_devices: int) -> dict[str, Any]:
+    """Returns what must be equal for a resume to promise the same bits: hardware, versions, flags."""
+    return {
+        "backend": jax.default_backend(),
+        "device_kind": jax.devices()[0].device_kind,
+        "devices": num_devices,
+        "processes": jax.process_count(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        **{name: version(name) for name in LIBRARIES},
+    }
+
+
+class StopRequest:
+    """Whether someone asked this process to stop (SIGTERM, Ctrl-C). A context manager around the loop."""
+
+    def __init__(self) -> None:
+        """Nothing is installed before the block."""
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            os._exit(128 + number)
+        self.requested = True
+
+    def __enter__(self) -> "StopRequest":
+        """Installs the handlers."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Puts the former handlers back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def hold(workdir: Path) -> Iterator[None]:
+    """Holds a run's folder for this process; the lock dies with the process, however it dies.
+
+    Raises:
+        WorkdirError: the folder cannot be written, or a living trainer holds it (which is named).
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lease = open(workdir / "lease", "a+")  # noqa: SIM115 (held for the block)
+    except OSError as error:
+        raise WorkdirError(f"config.workdir={str(workdir)!r} cannot be written: {error.strerror}; give another folder") from error
+    with lease:
+        try:
+            fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lease.seek(0)
+            holder = lease.read().strip() or "another process"
+            raise WorkdirError(f"config.workdir={str(workdir)!r} is held by {holder}; wait for it, stop it, or give another folder") from error
+        lease.truncate(0)
+        lease.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lease.flush()
+        yield

@@ -1,0 +1,127 @@
+"""Everything on the devices that determines the next step, born sharded, and its paths.
+
+Promise: every array is created on the devices that hold it, by one jitted init with output shardings, the optimizer's
+moments too; no host ever holds the whole model. Paths are ours: they don't change with nnx's or optax's.
+Price: one compilation at the start.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from mlprod.errors import ConfigError, LayoutError
+from mlprod.features import FeatureSpec
+from mlprod.models.protocol import ModelConfig, Table
+from mlprod.parallel.layouts import Placement, dims_of
+
+Tree = dict[str, Any]
+
+
+class TrainState(NamedTuple):
+    """The device arrays that determine the next step. Nested dicts; leaves are jax arrays of fixed shape and dtype."""
+
+    step: Any  # int32 scalar: optimizer updates completed
+    params: Tree
+    tables: Tree
+    model_state: Tree  # what is not trained by gradients: constants, running statistics
+    optim: Any  # {part: optax state}
+
+
+class ModelDef(NamedTuple):
+    """A model without its arrays: what `merge` needs to make the module again, at trace time."""
+
+    graph: Any
+    dims: Mapping[str, tuple[str, ...]]
+
+    def merge(self, params: Tree, tables: Tree, model_state: Tree) -> Any:
+        """Returns the live module around these arrays."""
+        return nnx.merge(self.graph, nnx.State(params), nnx.State(tables), nnx.State(model_state))
+
+    def split(self, model: Any) -> tuple[Tree, Tree, Tree]:
+        """Returns (params, tables, model_state) of a live module as nested dicts of arrays."""
+        _, params, tables, rest = nnx.split(model, nnx.Param, Table, ...)
+        return nnx.to_pure_dict(params), nnx.to_pure_dict(tables), nnx.to_pure_dict(rest)
+
+
+def path_of(keys: tuple[Any, ...]) -> str:
+    """Returns our path of a leaf: names of dict keys, fields and indices, joined by '/'."""
+    return "/".join(str(next(getattr(k, a) for a in ("key", "name", "idx") if hasattr(k, a))) for k in keys)
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """Returns {path: leaf} of a TrainState or a part of it."""
+    return {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def unflatten(like: Any, leaves: Mapping[str, Any]) -> Any:
+    """Returns a tree of the structure of `like` with the leaves of these paths."""
+    keyed, structure = jax.tree_util.tree_flatten_with_path(like)
+    return jax.tree_util.tree_unflatten(structure, [leaves[path_of(keys)] for keys, _ in keyed])
+
+
+def define_model(cfg: ModelConfig, features: FeatureSpec) -> ModelDef:
+    """Returns the model's definition; creates no array.
+
+    Raises:
+        ConfigError: the model keeps random state, which a resume could not tell from the run's own keys.
+    """
+    model: Any = nnx.eval_shape(lambda: cfg.build(features, nnx.Rngs(0)))
+    if jax.tree.leaves(nnx.state(model, nnx.RngState)):
+        raise ConfigError(f"config.model: {type(model).__name__} keeps random state; build Dropout without rngs, they are given per call")
+    graph = nnx.split(model, nnx.Param, Table, ...)[0]
+    return ModelDef(graph, type(model).DIMS)
+
+
+def abstract_state(model: ModelDef, cfg: ModelConfig, features: FeatureSpec, optimizer: optax.GradientTransformation) -> TrainState:
+    """Returns the state's shapes and dtypes as `jax.ShapeDtypeStruct`s."""
+    state: TrainState = jax.eval_shape(_initializer(model, cfg, features, optimizer), jax.ShapeDtypeStruct((), jax.random.key(0).dtype))
+    return state
+
+
+def _initializer(model: ModelDef, cfg: ModelConfig, features: FeatureSpec, optimizer: optax.GradientTransformation) -> Any:
+    def init(key: jax.Array) -> TrainState:
+        params, tables, model_state = model.split(cfg.build(features, nnx.Rngs(key)))
+        return TrainState(jnp.int32(0), params, tables, model_state, optimizer.init({"params": params, "tables": tables}))
+
+    return init
+
+
+def parameter_path(path: str) -> str:
+    """Returns the model's own path of an array in the state: without `params/`, or `optim/adam/mu/params/`; '' if not one."""
+    for kind in ("params/", "tables/", "model_state/"):
+        if f"/{kind}" in f"/{path}":
+            return f"/{path}".split(f"/{kind}", 1)[1]
+    return ""
+
+
+def shardings(state: TrainState, model: ModelDef, placement: Placement) -> TrainState:
+    """Returns the sharding of every array of an abstract state, by the model's DIMS and the layout.
+
+    Raises:
+        LayoutError: a parameter that no row of DIMS names, or a row of another rank.
+    """
+
+    def sharding(path: str, leaf: Any) -> NamedSharding:
+        name = parameter_path(path)
+        if not name:
+            return placement.replicated()
+        dims = dims_of(name, model.dims)
+        if len(dims) != len(leaf.shape):
+            raise LayoutError(f"parameter {name!r} has shape {leaf.shape}, its row of DIMS says {dims}")
+        return placement.sharding(dims, leaf.shape)
+
+    tree: TrainState = unflatten(state, {path: sharding(path, leaf) for path, leaf in flatten(state).items()})
+    return tree
+
+
+def create(
+    model: ModelDef, cfg: ModelConfig, features: FeatureSpec, optimizer: optax.GradientTransformation, where: TrainState, seed: int
+) -> TrainState:
+    """Returns a fresh state on the devices; `where`: the shardings of its arrays."""
+    state: TrainState = jax.jit(_initializer(model, cfg, features, optimizer), out_shardings=where)(jax.random.key(seed))
+    return state

@@ -1,0 +1,73 @@
+"""The pure steps: state and batch in, new state and sums out. Jitted once; nnx's graph is walked at trace time only.
+
+Promise: a step depends on the state, the batch and the seed alone: random keys are folded from (seed, step, name).
+Price: that of a bare `jax.jit` over a dict of arrays; the state's buffers are donated, so an old state cannot be used again.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from mlprod.digest import digest
+from mlprod.metrics import batch_sums
+from mlprod.models.protocol import Batch
+from mlprod.parallel.layouts import Placement
+from mlprod.state import ModelDef, TrainState
+
+Sums = Mapping[str, jax.Array]
+Update = Callable[[TrainState, Batch], tuple[TrainState, Sums]]
+Score = Callable[[TrainState, Batch], Sums]
+
+
+def key_for(seed: int, step: jax.Array, name: str) -> jax.Array:
+    """Returns the random key of one use in one step; `step`: int32 scalar of shape ()."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def compile_update(
+    model: ModelDef, optimizer: optax.GradientTransformation, rate: optax.Schedule, seed: int, where: TrainState, placement: Placement
+) -> Update:
+    """Returns the training step: (state, batch) -> (state after one update, sums).
+
+    Sums, all scalars but "ids": "loss" and "weight" (float32 sums over the batch), "grad_norm", "rate", and "ids", uint32[2],
+    the digest of the batch's row ids in order.
+    """
+
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        def mean_loss(trained: dict[str, Any]) -> tuple[jax.Array, Any]:
+            rngs = nnx.Rngs(dropout=key_for(seed, state.step, "dropout"))
+            module = model.merge(trained["params"], trained["tables"], state.model_state)
+            total, weight = module.loss(module(batch, rngs=rngs), batch)["loss"]
+            return total / weight, (total, weight, model.split(module)[2])
+
+        trained = {"params": state.params, "tables": state.tables}
+        (_, (total, weight, model_state)), gradient = jax.value_and_grad(mean_loss, has_aux=True)(trained)
+        change, optim = optimizer.update(gradient, state.optim, trained)
+        new = optax.apply_updates(trained, change)
+        sums = {
+            "loss": total,
+            "weight": weight,
+            "grad_norm": optax.global_norm(gradient),
+            "rate": jnp.asarray(rate(state.step), jnp.float32),
+            "ids": digest(batch["row_id"]),
+        }
+        return TrainState(state.step + 1, new["params"], new["tables"], model_state, optim), sums
+
+    return jax.jit(update, donate_argnums=0, out_shardings=(where, placement.replicated()))
+
+
+def compile_score(model: ModelDef, placement: Placement) -> Score:
+    """Returns the evaluation step: (state, batch) -> `metrics.batch_sums`, dropout off."""
+
+    def score(state: TrainState, batch: Batch) -> Sums:
+        module = model.merge(state.params, state.tables, state.model_state)
+        logits = module(batch)
+        return batch_sums(logits, module.loss(logits, batch)["loss"], batch)
+
+    return jax.jit(score, out_shardings=placement.replicated())

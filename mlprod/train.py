@@ -1,0 +1,221 @@
+"""The training story: read this file first.
+
+A run is a plan (dataset, order, model, layout), a state on the devices, and a position in the order of examples. The loop
+draws a batch, takes a step, looks at the numbers of the step before, and now and then evaluates and saves. It decides *when*;
+the modules it calls know *how*.
+
+Promise: killed at any moment and started again, the run ends with the same bits as a straight run on the same hardware.
+"""
+
+import dataclasses
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mlprod import config, runtime
+from mlprod.checkpoint import RunState, Store
+from mlprod.config import Config
+from mlprod.console import ProgressLine
+from mlprod.data.loader import train_batches
+from mlprod.digest import as_hex
+from mlprod.errors import ConfigError, Preempted, TrainingError
+from mlprod.evaluate import evaluate
+from mlprod.ledger import Ledger
+from mlprod.order import ORDER_VERSION
+from mlprod.parallel.place import fetch, to_devices, wait
+from mlprod.plan import Plan, make_plan
+from mlprod.state import TrainState, create
+from mlprod.step import Sums, compile_score, compile_update
+from mlprod.tracking import Record, Trackers, open_trackers
+
+FAST_STEPS = 3
+
+
+def train(cfg: Config, devices: Sequence[jax.Device]) -> TrainState:
+    """Trains from the newest checkpoint, or from scratch, to the last step; returns the final state.
+
+    Raises:
+        UserError: anything wrong with config, dataset, mesh or workdir, before the first step.
+        Preempted: asked to stop; the state is saved.
+        MlprodError: the run failed.
+    """
+    ledger = Ledger()
+    with ledger.spent("plan"):
+        cfg = _fast(cfg) if cfg.fast_dev_run else cfg
+        workdir = Path(cfg.workdir)
+        plan = make_plan(cfg, devices)
+    with runtime.hold(workdir), runtime.StopRequest() as stop, Store(workdir, strict=cfg.checkpoint.strict) as store:
+        with ledger.spent("restore"):
+            state, run = _start(plan, store)
+        ledger.earlier = dict(run.ledger)
+        name_and_config = (cfg.name, run.tracker_id, run.attempt, run.config)
+        with (
+            open_trackers(cfg.tracking, workdir, *name_and_config) as tracker,
+            ProgressLine(plan.steps, run.step, plan.order.global_batch, wanted=cfg.tracking.progress) as line,
+        ):
+            tracker.log(Record(kind="start", step=run.step, position=run.next_example, values={}))
+            state = _loop(plan, state, run, store, tracker, line, ledger, stop)
+            line.say(ledger.line())
+    return state
+
+
+def _loop(
+    plan: Plan, state: TrainState, run: RunState, store: Store, tracker: Trackers, line: ProgressLine, ledger: Ledger, stop: runtime.StopRequest
+) -> TrainState:
+    """Takes the steps that are left. The order of what happens between two steps is what makes a resume exact."""
+    cfg = plan.cfg
+    update = compile_update(plan.model, plan.optimizer, plan.rate, cfg.seed, plan.where, plan.placement)
+    score = compile_score(plan.model, plan.placement)
+    late, saved_at, step = Late(tracker, line), time.monotonic(), run.step
+    with closing(_batches(plan, run.next_example, plan.steps - run.step)) as batches:
+        for _ in range(plan.steps - run.step):
+            with ledger.spent("data"):
+                batch = next(batches)
+            with ledger.spent("compile" if step == run.step else "step"):
+                state, sums = update(state, batch)
+                step += 1
+                late.report(step, step * plan.order.global_batch, sums)  # fetches the step before: devices never wait for us
+            last = step == plan.steps or stop.requested
+            if last or _due(step, cfg.eval.every):
+                late.flush()
+            if step == plan.steps or _due(step, cfg.eval.every):
+                with ledger.spent("evaluate"):
+                    _evaluate(plan, score, state, step, tracker, line)
+            store.check()
+            if last or _due(step, cfg.checkpoint.every) or time.monotonic() - saved_at >= cfg.checkpoint.every_s:
+                late.flush()  # what the log says of a saved step must be in the log before the save
+                with ledger.spent("save"):
+                    position = step * plan.order.global_batch
+                    store.save(state, dataclasses.replace(run, step=step, next_example=position, ledger=ledger.totals()))
+                saved_at = time.monotonic()
+            if stop.requested and step < plan.steps:
+                raise Preempted(f"stopped after step {step} of {plan.steps}, which is saved; the same command goes on from there")
+    return state
+
+
+class Late:
+    """Reports the sums of a step after the next one was dispatched, so that the devices always have work.
+
+    It also keeps the queue at two steps: an unbounded one deadlocks simulated devices.
+    """
+
+    def __init__(self, tracker: Trackers, line: ProgressLine) -> None:
+        """Nothing is pending."""
+        self._tracker, self._line = tracker, line
+        self._pending: tuple[int, int, Sums] | None = None
+
+    def report(self, step: int, position: int, sums: Sums) -> None:
+        """Takes the sums of the step just dispatched; logs those of the step before."""
+        before, self._pending = self._pending, (step, position, sums)
+        if before is not None:
+            self._log(*before)
+
+    def flush(self) -> None:
+        """Logs the sums of the last step, waiting for it."""
+        before, self._pending = self._pending, None
+        if before is not None:
+            self._log(*before)
+
+    def _log(self, step: int, position: int, sums: Sums) -> None:
+        got = fetch(sums)
+        loss, weight = float(got["loss"]) / float(got["weight"]), float(got["weight"])
+        if loss != loss:
+            raise TrainingError(f"the loss of step {step} is NaN (examples {position} and before); lower config.optim.peak_lr or mend the data")
+        values = {"loss": (loss, weight), "grad_norm": (float(got["grad_norm"]), 1.0), "rate": (float(got["rate"]), 1.0)}
+        self._tracker.log(Record(kind="train", step=step, position=position, values=values, ids=as_hex(got["ids"])))
+        self._line.update(step, loss)
+
+
+def _batches(plan: Plan, position: int, steps: int) -> Iterator[dict[str, jax.Array]]:
+    """Yields global batches on the devices, from example position `position` on."""
+    batch, ranges = plan.order.global_batch, plan.train_ranges
+    sharding = plan.placement.batch(batch)
+    with closing(train_batches(plan.cfg, plan.manifest, plan.order, ranges, position, steps)) as rows:
+        for host in rows:
+            yield to_devices(host, sharding, ranges, batch)
+
+
+def _evaluate(plan: Plan, score: Any, state: TrainState, step: int, tracker: Trackers, line: ProgressLine) -> None:
+    """Evaluates on the eval split, where there is one, and logs it."""
+    if not plan.manifest.num_rows("eval"):
+        return
+    metrics = evaluate(plan, score, state, "eval", limit=FAST_STEPS if plan.cfg.fast_dev_run else None)
+    rows = metrics.pop("rows")
+    tracker.log(Record(kind="eval", step=step, position=step * plan.order.global_batch, values={k: (v, rows) for k, v in metrics.items()}))
+    line.say(f"step {step}: eval " + ", ".join(f"{name} {value:.5f}" for name, value in metrics.items()))
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _start(plan: Plan, store: Store) -> tuple[TrainState, RunState]:
+    """Returns where to go on from: the newest good step, or a fresh state at step 0."""
+    restored = store.restore_newest(plan.abstract, plan.where)
+    fresh = _fresh_run(plan)
+    if restored is None:
+        state = create(plan.model, plan.cfg.model, plan.features, plan.optimizer, plan.where, plan.cfg.seed)
+        wait(state)
+        return state, fresh
+    state, run = restored
+    _check_resume(plan, run, fresh)
+    return state, dataclasses.replace(
+        run, attempt=run.attempt + 1, config=fresh.config, environment=fresh.environment, leaves={}
+    )
+
+
+def _fresh_run(plan: Plan) -> RunState:
+    """Returns the host state of a run at step 0."""
+    run_id = uuid.uuid4().hex[:12]
+    return RunState(
+        run_id=run_id, attempt=1, step=0, next_example=0, dataset_id=plan.manifest.dataset_id,
+        order={**dataclasses.asdict(plan.order), "order_version": ORDER_VERSION}, config=config.as_json(plan.cfg),
+        environment=runtime.environment(plan.placement.mesh.size), tracker_id=run_id,
+    )  # fmt: skip
+
+
+def _check_resume(plan: Plan, run: RunState, now: RunState) -> None:
+    """Refuses a resume that would not be the same run; prints what it promises and what changed.
+
+    Raises:
+        ConfigError: another dataset or order, or a changed field that must stay the same.
+    """
+    if run.dataset_id != now.dataset_id:
+        raise ConfigError(f"config.workdir={plan.cfg.workdir!r} holds a run on dataset_id {run.dataset_id}, not {now.dataset_id}; use another workdir")
+    changed = config.differences(run.config, now.config)
+    rules = config.rules(plan.cfg)
+    must = [path for path in changed if any(path.startswith(field) for field, rule in rules.items() if rule == config.MUST)]
+    order = config.differences(dict(run.order), dict(now.order))
+    for path, (old, new) in [*((p, changed[p]) for p in must), *order.items()]:
+        raise ConfigError(f"config.workdir={plan.cfg.workdir!r} holds a run with {path}={old!r}, now {new!r}; set it back, or use another workdir")
+    moved = config.differences(dict(run.environment), dict(now.environment))
+    told = ", ".join(f"{path} {old!r} -> {new!r}" for path, (old, new) in {**moved, **changed}.items())
+    promise = "the same examples in the same order" if moved or changed else "the same bits"
+    print(f"mlprod: resuming {plan.cfg.workdir} at step {run.step} of {plan.steps}: {promise}{f' ({told})' if told else ''}", file=sys.stderr)
+
+
+def _fast(cfg: Config) -> Config:
+    """Returns the config of a trial run: three steps of everything, in an empty folder of its own."""
+    workdir = f"{cfg.workdir}-fast"
+    shutil.rmtree(workdir, ignore_errors=True)
+    evaluation = dataclasses.replace(cfg.eval, every=0)
+    return dataclasses.replace(cfg, steps=FAST_STEPS, epochs=0.0, workdir=workdir, eval=evaluation)
+
+
+def main(cfg: Config) -> None:
+    """The verb `train`."""
+    runtime.start(cfg.runtime)
+    train(cfg, jax.devices())
+
+
+if __name__ == "__main__":
+    from mlprod import cli
+
+    sys.exit(cli.main(["train", *sys.argv[1:]]))
