@@ -10,8 +10,21 @@ Whole days are held out: a split by rows would put the same hour's weather and d
 import pandas as pd
 
 from mlprod.config import (
-    ByGroup, CheckpointConfig, Column, Config, EtlConfig, EvalConfig, Join, Label, LoaderConfig, Lookup, On, OptimConfig, SqlSource,
-    categorical, numeric,
+    ByGroup,
+    CheckpointConfig,
+    Column,
+    Config,
+    EtlConfig,
+    EvalConfig,
+    Join,
+    Label,
+    LoaderConfig,
+    Lookup,
+    On,
+    OptimConfig,
+    SqlSource,
+    categorical,
+    numeric,
 )  # fmt: skip
 from mlprod.models.mlp import MLPConfig
 
@@ -41,7 +54,13 @@ def get_config() -> Config:
             source=SqlSource(
                 url="sqlite:///data/flights.db",
                 table="flights",
-                joins=(Join(table="weather", on=(On(left="origin", right="origin"), On(left="hour_utc", right="hour_utc", plus=1)), columns=WEATHER),),
+                joins=(
+                    Join(
+                        table="weather",
+                        on=(On(left="origin", right="origin"), On(left="hour_utc", right="hour_utc", plus=1)),
+                        columns=WEATHER,
+                    ),
+                ),
                 watermark="time_hour",
             ),
             lookups=(Lookup(path="data/planes.csv", key="tailnum", columns={"plane_year": "year", "seats": "seats"}),),

@@ -48,8 +48,14 @@ def facts(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "dataset", f"{plan.cfg.dataset}, version {plan.manifest.version}, dataset_id {plan.manifest.dataset_id}"
     yield "rows", rows
     yield "steps", f"{plan.steps:,} ({plan.steps / per_epoch:.2f} epochs of {per_epoch:,} batches of {order.global_batch:,})"
-    yield "order", f"seed {order.seed}, {order.num_lanes} lanes, windows of {order.window_rows:,} rows; {reads:.3f} reads per dataset byte"
-    yield "mesh", " x ".join(f"{name}={size}" for name, size in plan.placement.mesh.shape.items()) + f" on {jax.devices()[0].device_kind}"
+    yield (
+        "order",
+        f"seed {order.seed}, {order.num_lanes} lanes, windows of {order.window_rows:,} rows; {reads:.3f} reads per dataset byte",
+    )
+    yield (
+        "mesh",
+        " x ".join(f"{name}={size}" for name, size in plan.placement.mesh.shape.items()) + f" on {jax.devices()[0].device_kind}",
+    )
     yield "layout", f"{plan.cfg.mesh.layout}: batch over {' x '.join(plan.placement.axes('batch'))}"
     yield "state", f"{whole / 1e6:.2f} MB in all, {local / 1e6:.2f} MB on each device"
 

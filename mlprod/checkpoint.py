@@ -57,7 +57,9 @@ def leaf_table(state: Any) -> dict[str, dict[str, Any]]:
     for path, leaf in flatten(state).items():
         why = refused(leaf.dtype) or ("empty" if 0 in leaf.shape else "") or ("named with a '.'" if "." in path else "")
         if why:
-            raise CheckpointError(f"state {path!r} ({leaf.dtype}{list(leaf.shape)}) is {why}, which a checkpoint cannot hold exactly")
+            raise CheckpointError(
+                f"state {path!r} ({leaf.dtype}{list(leaf.shape)}) is {why}, which a checkpoint cannot hold exactly"
+            )
         table[path] = {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
     return table
 
@@ -84,7 +86,10 @@ def _check_leaves(saved: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, M
             wrong.append(f"{path} is {a['dtype']}{a['shape']}, the config says {b['dtype']}{b['shape']}")
     if wrong:
         told = "; ".join(wrong[:SHOWN]) + (f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else "")
-        raise ConfigError(f"the checkpoint of step {step} does not fit config.model and config.optim: {told}; use its config, or another workdir")
+        raise ConfigError(
+            f"the checkpoint of step {step} does not fit config.model and config.optim: {told}; "
+            f"use the config it was saved with, or another workdir"
+        )
 
 
 class Damaged(Exception):
@@ -103,7 +108,10 @@ class Store:
 
     def _open(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
-            step_format_fixed_length=8, cleanup_tmp_directories=not self._read_only, read_only=self._read_only, create=not self._read_only
+            step_format_fixed_length=8,
+            cleanup_tmp_directories=not self._read_only,
+            read_only=self._read_only,
+            create=not self._read_only,
         )
         return ocp.CheckpointManager(self._root, options=options)
 
@@ -237,7 +245,9 @@ class Store:
                 print(f"mlprod: {message}; going back to the step before", flush=True)
                 self._set_aside(step)
         if steps:
-            raise CheckpointError(f"all {len(steps)} saved steps below {self._root} are damaged; restore one from a copy, or use another workdir")
+            raise CheckpointError(
+                f"all {len(steps)} saved steps below {self._root} are damaged; restore one from a copy, or use another workdir"
+            )
         return None
 
     def _set_aside(self, step: int) -> None:

@@ -32,7 +32,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser(verb: str) -> argparse.ArgumentParser:
-    parser = _Parser(prog=f"mlprod {verb}", description=VERBS[verb], allow_abbrev=False, epilog="Fields are set by --config.field=value.")
+    parser = _Parser(
+        prog=f"mlprod {verb}", description=VERBS[verb], allow_abbrev=False, epilog="Fields are set by --config.field=value."
+    )
     parser.add_argument("--config", required=True, metavar="FILE", help="Python file with get_config()")
     parser.add_argument("--debug", action="store_true", help="show a traceback with every error")
     if verb in ("evaluate", "predict"):
@@ -49,7 +51,8 @@ def _parser(verb: str) -> argparse.ArgumentParser:
 
 def _help() -> str:
     verbs = "\n".join(f"  {name:<10}{told}" for name, told in VERBS.items())
-    return f"{USAGE}\n\n{verbs}\n\n`mlprod VERB --help` lists a verb's options. Exit codes: 0 done, 2 bad input, 1 failed, 75 start again."
+    codes = "Exit codes: 0 done, 2 bad input, 1 failed, 75 start again."
+    return f"{USAGE}\n\n{verbs}\n\n`mlprod VERB --help` lists a verb's options. {codes}"
 
 
 def _ensure_dataset(cfg: Config, config_file: str, overrides: Sequence[str]) -> None:
@@ -60,7 +63,7 @@ def _ensure_dataset(cfg: Config, config_file: str, overrides: Sequence[str]) -> 
     code = subprocess.run([sys.executable, "-m", "mlprod.etl", "--config", config_file, *overrides], check=False).returncode
     if code:
         error = DataError(f"`mlprod etl` ended with exit code {code}; see its line above")
-        error.exit_code = code if code > 0 else 1  # type: ignore[misc]
+        error.exit_code = code if code > 0 else 1
         raise error
 
 

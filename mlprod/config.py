@@ -9,12 +9,10 @@ There is no None: an "off" is a value of the field's own type, so that `--config
 """
 
 import dataclasses
-import hashlib
-import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +50,12 @@ class Column:
 
     name: str = knob(doc="as in the rows after joins and lookups", rule=DATA)
     type: str = knob(doc="of a stored value", rule=DATA, choices=STORAGE_TYPES)
-    role: str = knob("feature", "`input` feeds the hook, key or split only; `weight`, `group` and `time` are stored beside the features", rule=DATA, choices=ROLES)
+    role: str = knob(
+        "feature",
+        "`input` feeds the hook, key or split only; `weight`, `group` and `time` are stored beside the features",
+        rule=DATA,
+        choices=ROLES,
+    )
     kind: str = knob("numeric", "how a feature enters the model", rule=DATA, choices=("numeric", "categorical"))
     missing: str = knob("fill", "`fill`: median or the missing slot; `refuse`: an error", rule=DATA, choices=("fill", "refuse"))
     min_count: int = knob(1, "a rarer category is the unknown slot", unit="training rows", rule=DATA, low=1)
@@ -162,7 +165,9 @@ class EtlConfig:
     transform: Hook = knob(no_transform, "row-wise hook: pandas chunk in, pandas chunk with the derived columns out", rule=DATA)
     dedup: str = knob("exact", "`exact`: equal rows, key included, are kept once", rule=DATA, choices=("none", "exact"))
     split: ByGroup | ByHash = knob(ByHash, "train, eval and test", rule=DATA)
-    storage: str = knob("packed", "`packed` is 4 to 5 times faster to read; `columns` suits other tools", rule=DATA, choices=("packed", "columns"))
+    storage: str = knob(
+        "packed", "`packed` is 4 to 5 times faster to read; `columns` suits other tools", rule=DATA, choices=("packed", "columns")
+    )
     group_rows: int = knob(4096, "of a Parquet row group, a power of two", unit="rows", rule=DATA, low=1)
     file_groups: int = knob(64, "of a Parquet file", unit="row groups", rule=DATA, low=1)
     hash_seed: int = knob(0, "of the row hash, so of the stored order and the split", rule=DATA, low=0)
@@ -267,7 +272,7 @@ class Config:
     fast_dev_run: bool = knob(False, "three steps of everything, in a folder of its own")
 
 
-# ---- validation and comparison -----------------------------------------------------------------------------------------
+# ---- validation -----------------------------------------------------------------------------------------
 
 
 def walk(section: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any, Any]]:
@@ -328,7 +333,9 @@ def validate(cfg: Config) -> None:
     if not dataclasses.is_dataclass(cfg.model) or not callable(getattr(cfg.model, "build", None)):
         raise ConfigError(f"config.model={type(cfg.model).__name__} must be a dataclass with build(features, rngs)")
     if (cfg.steps > 0) == (cfg.epochs > 0):
-        raise ConfigError(f"config.steps={cfg.steps} and config.epochs={cfg.epochs}: set exactly one of them above 0 and the other to 0")
+        raise ConfigError(
+            f"config.steps={cfg.steps} and config.epochs={cfg.epochs}: set exactly one of them above 0 and the other to 0"
+        )
     if cfg.loader.num_lanes and cfg.loader.global_batch % cfg.loader.num_lanes:
         raise ConfigError(
             f"config.loader.num_lanes={cfg.loader.num_lanes} does not divide config.loader.global_batch={cfg.loader.global_batch}"
@@ -349,13 +356,21 @@ def _validate_etl(etl: EtlConfig) -> None:
         raise ConfigError(f"config.etl.columns names {doubles[0]!r} twice")
     for column in etl.columns:
         if column.name in RESERVED or "/" in column.name or "." in column.name:
-            raise ConfigError(f"config.etl.columns: {column.name!r} must not hold '/' or '.', nor be one of {', '.join(RESERVED)}")
+            raise ConfigError(
+                f"config.etl.columns: {column.name!r} must not hold '/' or '.', nor be one of {', '.join(RESERVED)}"
+            )
         if column.role == "feature" and column.kind == "numeric" and column.type in ("string", "timestamp"):
-            raise ConfigError(f"config.etl.columns: {column.name!r} is {column.type}; a numeric feature must be int64, float64 or bool")
+            raise ConfigError(
+                f"config.etl.columns: {column.name!r} is {column.type}; a numeric feature must be int64, float64 or bool"
+            )
         if column.role == "feature" and column.kind == "categorical" and column.type in ("float64", "timestamp"):
-            raise ConfigError(f"config.etl.columns: {column.name!r} is {column.type}; a categorical must be string, int64 or bool")
+            raise ConfigError(
+                f"config.etl.columns: {column.name!r} is {column.type}; a categorical must be string, int64 or bool"
+            )
     if etl.label.column in names:
-        raise ConfigError(f"config.etl.label.column={etl.label.column!r} is also in config.etl.columns; the label must not be a feature")
+        raise ConfigError(
+            f"config.etl.label.column={etl.label.column!r} is also in config.etl.columns; the label must not be a feature"
+        )
     if not any(column.role == "feature" for column in etl.columns):
         raise ConfigError("config.etl.columns has no column with role 'feature'")
     if etl.split.eval + etl.split.test >= 1:
@@ -365,53 +380,3 @@ def _validate_etl(etl: EtlConfig) -> None:
         for name in named:
             if name not in names:
                 raise ConfigError(f"config.etl.{field}: {name!r} is not in config.etl.columns{nearest(name, names)}")
-
-
-def as_json(value: Any) -> Any:
-    """Returns `value` (a config tree) as JSON data: dataclasses as objects with their class, functions by source hash."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        body = {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"class": type(value).__name__, **body}
-    if isinstance(value, Mapping):
-        return {str(k): as_json(v) for k, v in value.items()}
-    if isinstance(value, tuple | list):
-        return [as_json(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    if callable(value):
-        return {"function": value.__name__, "sha256": hashlib.sha256(inspect.getsource(value).encode()).hexdigest()}
-    return value
-
-
-def data_json(etl: EtlConfig) -> Any:
-    """Returns the part of the config that decides a dataset's content (rule `data`), as JSON data."""
-
-    def keep(value: Any) -> Any:
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            fields = [f for f in dataclasses.fields(value) if f.metadata["rule"] == DATA]
-            return {"class": type(value).__name__, **{f.name: keep(getattr(value, f.name)) for f in fields}}
-        return [keep(item) for item in value] if isinstance(value, tuple) else as_json(value)
-
-    return keep(etl)
-
-
-def flatten(tree: Any, path: str = "") -> dict[str, Any]:
-    """Returns {dotted path: leaf} of JSON data."""
-    if isinstance(tree, dict):
-        pairs = [(f"{path}.{k}" if path else k, v) for k, v in tree.items()]
-    elif isinstance(tree, list):
-        pairs = [(f"{path}[{i}]", v) for i, v in enumerate(tree)]
-    else:
-        return {path: tree}
-    return {k: leaf for here, v in pairs for k, leaf in flatten(v, here).items()}
-
-
-def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
-    """Returns {dotted path: (old, new)} of the leaves in which two JSON trees differ; a leaf not there is None."""
-    a, b = flatten(old), flatten(new)
-    return {path: (a.get(path), b.get(path)) for path in sorted(a.keys() | b.keys()) if a.get(path) != b.get(path)}
-
-
-def rules(cfg: Config) -> dict[str, str]:
-    """Returns {dotted path: resume rule} of every field of `cfg`."""
-    return {path: str(field.metadata.get("rule", MAY)) for path, field, _, _ in walk(cfg)}

@@ -20,7 +20,15 @@ class ProgressLine:
         self._total, self._done = total, start
         self._mark, self._mark_step = time.monotonic(), start
         self._rate = 0.0
-        columns = ("training", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"), TimeElapsedColumn(), "left", TimeRemainingColumn())
+        columns = (
+            "training",
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[told]}"),
+            TimeElapsedColumn(),
+            "left",
+            TimeRemainingColumn(),
+        )
         self._bar = Progress(*columns, console=Console(stderr=True), disable=not self._live)
         self._task = self._bar.add_task("train", total=total, completed=start, told="")
 
@@ -41,7 +49,11 @@ class ProgressLine:
             self._mark, self._mark_step = now, step
             if self._wanted and not self._live:
                 left = (self._total - step) * self._rows / max(self._rate, 1e-9)
-                print(f"step {step}/{self._total}  loss {loss:.4f}  {self._rate:,.0f} rows/s  {left:.0f} s left", file=sys.stderr, flush=True)
+                print(
+                    f"step {step}/{self._total}  loss {loss:.4f}  {self._rate:,.0f} rows/s  {left:.0f} s left",
+                    file=sys.stderr,
+                    flush=True,
+                )
         if self._live:
             told = f"loss {loss:.4f}" + (f"  {self._rate:,.0f} rows/s" if self._rate else "")
             self._bar.update(self._task, completed=step, told=told)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 WORDS = (0x9E3779B9, 0x7F4A7C15)
-_UNSIGNED = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32)}
+_UNSIGNED: dict[int, np.dtype[Any]] = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32)}
 
 
 def fmix32(h: Any) -> Any:

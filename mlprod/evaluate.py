@@ -31,14 +31,18 @@ from mlprod.step import Score, compile_score
 Sink = Callable[[dict[str, np.ndarray]], None]
 
 
-def scored_batches(plan: Plan, score: Score, state: TrainState, split: str, limit: int | None) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
+def scored_batches(
+    plan: Plan, score: Score, state: TrainState, split: str, limit: int | None
+) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
     """Yields (fetched `metrics.batch_sums`, host batch) over a split; `limit`: at most so many batches."""
     sharding, ranges = plan.placement.batch(plan.eval_order.global_batch), plan.eval_ranges
     for batch in islice(eval_batches(plan.cfg, plan.manifest, split, ranges), limit):
         yield fetch(score(state, to_devices(batch, sharding, ranges, plan.eval_order.global_batch))), batch
 
 
-def evaluate(plan: Plan, score: Score, state: TrainState, split: str, *, limit: int | None = None, sink: Sink | None = None) -> dict[str, float]:
+def evaluate(
+    plan: Plan, score: Score, state: TrainState, split: str, *, limit: int | None = None, sink: Sink | None = None
+) -> dict[str, float]:
     """Returns the metrics of `state` on a split by name; `sink` is given each batch's row ids, labels and scores."""
     metrics = binary_metrics(plan.cfg.eval.auc_rows)
     for sums, batch in scored_batches(plan, score, state, split, limit):
@@ -60,15 +64,21 @@ def restore_for(plan: Plan, step: int) -> tuple[TrainState, RunState]:
     """
     workdir = Path(plan.cfg.workdir)
     if not (workdir / "checkpoints").is_dir():
-        raise WorkdirError(f"config.workdir={plan.cfg.workdir!r} has no checkpoints; run `mlprod train` with the same config first")
+        raise WorkdirError(
+            f"config.workdir={plan.cfg.workdir!r} has no checkpoints; run `mlprod train` with the same config first"
+        )
     with Store(workdir, strict=plan.cfg.checkpoint.strict, read_only=True) as store:
         if step >= 0 and step not in store.steps():
             raise WorkdirError(f"--step={step}: {workdir} has no such checkpoint; it has {store.steps()}")
         found = store.restore(step, plan.abstract, plan.where) if step >= 0 else store.restore_newest(plan.abstract, plan.where)
     if found is None:
-        raise WorkdirError(f"config.workdir={plan.cfg.workdir!r} has no checkpoints; run `mlprod train` with the same config first")
+        raise WorkdirError(
+            f"config.workdir={plan.cfg.workdir!r} has no checkpoints; run `mlprod train` with the same config first"
+        )
     if found[1].dataset_id != plan.manifest.dataset_id:
-        raise ConfigError(f"the run was trained on dataset_id {found[1].dataset_id}, {plan.cfg.dataset} is {plan.manifest.dataset_id}")
+        raise ConfigError(
+            f"the run was trained on dataset_id {found[1].dataset_id}, {plan.cfg.dataset} is {plan.manifest.dataset_id}"
+        )
     return found
 
 
@@ -113,4 +123,6 @@ def main(cfg: Config, options: argparse.Namespace) -> None:
     show(metrics, f"{cfg.name}, step {run.step}, {options.split} split")
     path = Path(cfg.workdir) / "evaluations" / f"{options.split}-{run.step:08d}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"step": run.step, "split": options.split, "dataset_id": run.dataset_id, "metrics": metrics}, indent=1))
+    path.write_text(
+        json.dumps({"step": run.step, "split": options.split, "dataset_id": run.dataset_id, "metrics": metrics}, indent=1)
+    )

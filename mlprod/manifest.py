@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlprod import config
-from mlprod.config import Config, differences
+from mlprod.compare import data_json, differences
+from mlprod.config import Config
 from mlprod.errors import DataError
 
 FORMAT = 1
@@ -114,7 +114,10 @@ def write_atomically(path: Path, text: str) -> None:
 
 def content_id(columns: tuple[StoredColumn, ...], features: str, splits: Mapping[str, tuple[Shard, ...]]) -> str:
     """Returns the `dataset_id`: 32 hex digits over schema, fitted transform and every row group's rows and sum."""
-    groups = {name: [[r, s] for shard in shards for r, s in zip(shard.groups, shard.sums, strict=True)] for name, shards in splits.items()}
+    groups = {
+        name: [[r, s] for shard in shards for r, s in zip(shard.groups, shard.sums, strict=True)]
+        for name, shards in splits.items()
+    }
     schema = [[c.name, c.type, c.dtype, list(c.shape), c.role, c.kind, c.vocabulary_size] for c in columns]
     return sha256_text(canonical({"schema": schema, "features": features, "groups": groups}))[:32]
 
@@ -131,7 +134,9 @@ def manifest_path(dataset: Path, version: int) -> Path:
 
 def write(dataset: Path, manifest: Manifest) -> None:
     """Publishes a version: from this rename on it exists."""
-    write_atomically(manifest_path(dataset, manifest.version), json.dumps(dataclasses.asdict(manifest), indent=1, allow_nan=False))
+    write_atomically(
+        manifest_path(dataset, manifest.version), json.dumps(dataclasses.asdict(manifest), indent=1, allow_nan=False)
+    )
 
 
 def _build(cls: Callable[..., Any], body: Mapping[str, Any], **changed: Any) -> Any:
@@ -151,12 +156,16 @@ def read(dataset: Path, version: int = 0) -> Manifest:
     """
     known = versions(dataset)
     if not known or (version and version not in known):
-        raise DataError(f"{dataset} has no dataset version {version or ''}: run `mlprod etl` with the same config first".replace("  ", " "))
+        raise DataError(
+            f"{dataset} has no dataset version {version or ''}: run `mlprod etl` with the same config first".replace("  ", " ")
+        )
     path = manifest_path(dataset, version or known[-1])
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
         if body["format"] > FORMAT:
-            raise DataError(f"{path}: format {body['format']} is newer than {FORMAT}, the newest this version reads; update mlprod")
+            raise DataError(
+                f"{path}: format {body['format']} is newer than {FORMAT}, the newest this version reads; update mlprod"
+            )
         columns = tuple(_build(StoredColumn, c, shape=tuple(c["shape"])) for c in body["columns"])
         splits = {name: tuple(_shard(s) for s in shards) for name, shards in body["splits"].items()}
         manifest: Manifest = _build(Manifest, body, columns=columns, splits=splits)
@@ -173,7 +182,7 @@ def open_for(cfg: Config) -> Manifest:
     """
     dataset = Path(cfg.dataset)
     manifest = read(dataset)
-    changed = differences(manifest.config, config.data_json(cfg.etl))
+    changed = differences(manifest.config, data_json(cfg.etl))
     if changed:
         path, (old, new) = next(iter(changed.items()))
         raise DataError(
@@ -185,5 +194,7 @@ def open_for(cfg: Config) -> Manifest:
         found = file.stat().st_size if file.is_file() else -1
         if found != shard.bytes:
             state = "is missing" if found < 0 else f"has {found} bytes"
-            raise DataError(f"{file} {state}; the manifest says {shard.bytes} bytes: restore it, or remove {dataset} and run `mlprod etl`")
+            raise DataError(
+                f"{file} {state}; the manifest says {shard.bytes} bytes: restore it, or remove {dataset} and run `mlprod etl`"
+            )
     return manifest

@@ -216,5 +216,3 @@ def reads_per_byte(epoch: Epoch, shares: Sequence[Sequence[tuple[int, int]]]) ->
                 hit.update(range(int(first), int(last) + 1) if b > a else ())
             touched += int(size[sorted(hit)].sum())
     return touched / max(epoch.num_rows, 1)
-
-

@@ -62,7 +62,9 @@ def read_features(dataset: Path, published: Manifest) -> FeatureSpec:
     path = dataset / published.features
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if manifest.sha256_text(text) != published.features_sha256:
-        raise DataError(f"{path} is missing or was changed (its SHA-256 differs from the manifest's); restore it or build the dataset again")
+        raise DataError(
+            f"{path} is missing or was changed (its SHA-256 differs from the manifest's); restore it or build the dataset again"
+        )
     return features.loads(text)
 
 
@@ -74,7 +76,9 @@ def total_steps(cfg: Config, per_epoch: int) -> int:
     """
     steps = cfg.steps or round(cfg.epochs * per_epoch)
     if not steps:
-        raise ConfigError(f"config.epochs={cfg.epochs} is less than one batch ({per_epoch} batches an epoch); raise it, or set config.steps")
+        raise ConfigError(
+            f"config.epochs={cfg.epochs} is less than one batch ({per_epoch} batches an epoch); raise it, or set config.steps"
+        )
     return steps
 
 

@@ -45,7 +45,9 @@ def input_source(etl: EtlConfig, given: str) -> SqlSource | CsvSource:
     if "://" not in given:
         return CsvSource(path=given, delimiter=etl.source.delimiter if isinstance(etl.source, CsvSource) else ",")
     if not isinstance(etl.source, SqlSource):
-        raise ConfigError(f"--input={given!r} is a database URL, but config.etl.source is {type(etl.source).__name__}; give a file")
+        raise ConfigError(
+            f"--input={given!r} is a database URL, but config.etl.source is {type(etl.source).__name__}; give a file"
+        )
     return replace(etl.source, url=given)
 
 
@@ -139,5 +141,6 @@ def main(cfg: Config, options: argparse.Namespace) -> None:
         temporary.unlink(missing_ok=True)
     if not rows:
         raise DataError(f"--input={options.input or 'config.etl.source'} has no rows")
-    print(f"{output}: {rows:,} rows, {scored:,} scored, {rows - scored:,} with a reason instead (step {run.step} of {cfg.workdir})")
-
+    print(
+        f"{output}: {rows:,} rows, {scored:,} scored, {rows - scored:,} with a reason instead (step {run.step} of {cfg.workdir})"
+    )

@@ -11,7 +11,6 @@ import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -89,7 +88,7 @@ def apply_overrides(cfg: Config, argv: Sequence[str]) -> Config:
         raise ConfigError(" ".join(str(error).split()).removeprefix("flag --")) from error
     if rest:
         raise ConfigError(f"{rest[0]!r} is not understood; overrides look like --config.optim.peak_lr=1e-3")
-    changed: Any = holder.value
+    changed: Config = holder.value
     validate(changed)
     return changed
 

@@ -104,7 +104,9 @@ def hold(workdir: Path) -> Iterator[None]:
         except BlockingIOError as error:
             lease.seek(0)
             holder = lease.read().strip() or "another process"
-            raise WorkdirError(f"config.workdir={str(workdir)!r} is held by {holder}; wait for it, stop it, or give another folder") from error
+            raise WorkdirError(
+                f"config.workdir={str(workdir)!r} is held by {holder}; wait for it, stop it, or give another folder"
+            ) from error
         lease.truncate(0)
         lease.write(f"process {os.getpid()} on {socket.gethostname()}")
         lease.flush()

@@ -44,7 +44,8 @@ class ModelDef(NamedTuple):
 
     def split(self, model: Any) -> tuple[Tree, Tree, Tree]:
         """Returns (params, tables, model_state) of a live module as nested dicts of arrays."""
-        _, params, tables, rest = nnx.split(model, nnx.Param, Table, ...)
+        parts: Any = nnx.split(model, nnx.Param, Table, ...)
+        _, params, tables, rest = parts
         return nnx.to_pure_dict(params), nnx.to_pure_dict(tables), nnx.to_pure_dict(rest)
 
 
@@ -72,14 +73,20 @@ def define_model(cfg: ModelConfig, features: FeatureSpec) -> ModelDef:
     """
     model: Any = nnx.eval_shape(lambda: cfg.build(features, nnx.Rngs(0)))
     if jax.tree.leaves(nnx.state(model, nnx.RngState)):
-        raise ConfigError(f"config.model: {type(model).__name__} keeps random state; build Dropout without rngs, they are given per call")
+        raise ConfigError(
+            f"config.model: {type(model).__name__} keeps random state; build Dropout without rngs, they are given per call"
+        )
     graph = nnx.split(model, nnx.Param, Table, ...)[0]
     return ModelDef(graph, type(model).DIMS)
 
 
-def abstract_state(model: ModelDef, cfg: ModelConfig, features: FeatureSpec, optimizer: optax.GradientTransformation) -> TrainState:
+def abstract_state(
+    model: ModelDef, cfg: ModelConfig, features: FeatureSpec, optimizer: optax.GradientTransformation
+) -> TrainState:
     """Returns the state's shapes and dtypes as `jax.ShapeDtypeStruct`s."""
-    state: TrainState = jax.eval_shape(_initializer(model, cfg, features, optimizer), jax.ShapeDtypeStruct((), jax.random.key(0).dtype))
+    state: TrainState = jax.eval_shape(
+        _initializer(model, cfg, features, optimizer), jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
+    )
     return state
 
 
@@ -120,7 +127,12 @@ def shardings(state: TrainState, model: ModelDef, placement: Placement) -> Train
 
 
 def create(
-    model: ModelDef, cfg: ModelConfig, features: FeatureSpec, optimizer: optax.GradientTransformation, where: TrainState, seed: int
+    model: ModelDef,
+    cfg: ModelConfig,
+    features: FeatureSpec,
+    optimizer: optax.GradientTransformation,
+    where: TrainState,
+    seed: int,
 ) -> TrainState:
     """Returns a fresh state on the devices; `where`: the shardings of its arrays."""
     state: TrainState = jax.jit(_initializer(model, cfg, features, optimizer), out_shardings=where)(jax.random.key(seed))

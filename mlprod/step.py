@@ -31,7 +31,12 @@ def key_for(seed: int, step: jax.Array, name: str) -> jax.Array:
 
 
 def compile_update(
-    model: ModelDef, optimizer: optax.GradientTransformation, rate: optax.Schedule, seed: int, where: TrainState, placement: Placement
+    model: ModelDef,
+    optimizer: optax.GradientTransformation,
+    rate: optax.Schedule,
+    seed: int,
+    where: TrainState,
+    placement: Placement,
 ) -> Update:
     """Returns the training step: (state, batch) -> (state after one update, sums).
 

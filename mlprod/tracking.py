@@ -66,9 +66,10 @@ class LocalLog:
 
     def log(self, record: Record) -> None:
         """Writes one line and hands it to the operating system."""
+        values = {name: list(pair) for name, pair in record.values.items()}
         body = {
             "schema": SCHEMA, "run": self._run, "attempt": self._attempt, "kind": record.kind, "step": record.step,
-            "position": record.position, "time": time.time(), "values": {k: list(v) for k, v in record.values.items()}, "ids": record.ids,
+            "position": record.position, "time": time.time(), "values": values, "ids": record.ids,
         }  # fmt: skip
         self._file.write(json.dumps(body).encode() + b"\n")
         self._file.flush()
@@ -154,7 +155,9 @@ class Trackers:
                 self._others.remove(tracker)
 
 
-def open_trackers(cfg: TrackingConfig, workdir: Path, name: str, run_id: str, attempt: int, config: Mapping[str, Any]) -> Trackers:
+def open_trackers(
+    cfg: TrackingConfig, workdir: Path, name: str, run_id: str, attempt: int, config: Mapping[str, Any]
+) -> Trackers:
     """Returns the run's trackers: the local log, and W&B unless it is off."""
     local = LocalLog(workdir, run_id, attempt)
     return Trackers([local] if cfg.wandb == "off" else [local, Wandb(cfg, workdir, name, run_id, config)])

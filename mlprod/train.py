@@ -12,16 +12,16 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from mlprod import config, runtime
+from mlprod import compare, runtime
 from mlprod.checkpoint import RunState, Store
-from mlprod.config import Config
+from mlprod.config import MUST, Config
 from mlprod.console import ProgressLine
 from mlprod.data.loader import train_batches
 from mlprod.digest import as_hex
@@ -36,6 +36,7 @@ from mlprod.step import Sums, compile_score, compile_update
 from mlprod.tracking import Record, Trackers, open_trackers
 
 FAST_STEPS = 3
+ARITHMETIC = ("steps", "epochs", "model", "optim", "mesh", "runtime", "eval.batch")  # fields that decide bits
 
 
 def train(cfg: Config, devices: Sequence[jax.Device]) -> TrainState:
@@ -67,7 +68,14 @@ def train(cfg: Config, devices: Sequence[jax.Device]) -> TrainState:
 
 
 def _loop(
-    plan: Plan, state: TrainState, run: RunState, store: Store, tracker: Trackers, line: ProgressLine, ledger: Ledger, stop: runtime.StopRequest
+    plan: Plan,
+    state: TrainState,
+    run: RunState,
+    store: Store,
+    tracker: Trackers,
+    line: ProgressLine,
+    ledger: Ledger,
+    stop: runtime.StopRequest,
 ) -> TrainState:
     """Takes the steps that are left. The order of what happens between two steps is what makes a resume exact."""
     cfg = plan.cfg
@@ -127,13 +135,15 @@ class Late:
         got = fetch(sums)
         loss, weight = float(got["loss"]) / float(got["weight"]), float(got["weight"])
         if loss != loss:
-            raise TrainingError(f"the loss of step {step} is NaN (examples {position} and before); lower config.optim.peak_lr or mend the data")
+            raise TrainingError(
+                f"the loss of step {step} is NaN (examples {position} and before); lower config.optim.peak_lr or mend the data"
+            )
         values = {"loss": (loss, weight), "grad_norm": (float(got["grad_norm"]), 1.0), "rate": (float(got["rate"]), 1.0)}
         self._tracker.log(Record(kind="train", step=step, position=position, values=values, ids=as_hex(got["ids"])))
         self._line.update(step, loss)
 
 
-def _batches(plan: Plan, position: int, steps: int) -> Iterator[dict[str, jax.Array]]:
+def _batches(plan: Plan, position: int, steps: int) -> Generator[dict[str, jax.Array], None, None]:
     """Yields global batches on the devices, from example position `position` on."""
     batch, ranges = plan.order.global_batch, plan.train_ranges
     sharding = plan.placement.batch(batch)
@@ -148,7 +158,9 @@ def _evaluate(plan: Plan, score: Any, state: TrainState, step: int, tracker: Tra
         return
     metrics = evaluate(plan, score, state, "eval", limit=FAST_STEPS if plan.cfg.fast_dev_run else None)
     rows = metrics.pop("rows")
-    tracker.log(Record(kind="eval", step=step, position=step * plan.order.global_batch, values={k: (v, rows) for k, v in metrics.items()}))
+    tracker.log(
+        Record(kind="eval", step=step, position=step * plan.order.global_batch, values={k: (v, rows) for k, v in metrics.items()})
+    )
     line.say(f"step {step}: eval " + ", ".join(f"{name} {value:.5f}" for name, value in metrics.items()))
 
 
@@ -166,9 +178,7 @@ def _start(plan: Plan, store: Store) -> tuple[TrainState, RunState]:
         return state, fresh
     state, run = restored
     _check_resume(plan, run, fresh)
-    return state, dataclasses.replace(
-        run, attempt=run.attempt + 1, config=fresh.config, environment=fresh.environment, leaves={}
-    )
+    return state, dataclasses.replace(run, attempt=run.attempt + 1, config=fresh.config, environment=fresh.environment, leaves={})
 
 
 def _fresh_run(plan: Plan) -> RunState:
@@ -176,7 +186,7 @@ def _fresh_run(plan: Plan) -> RunState:
     run_id = uuid.uuid4().hex[:12]
     return RunState(
         run_id=run_id, attempt=1, step=0, next_example=0, dataset_id=plan.manifest.dataset_id,
-        order={**dataclasses.asdict(plan.order), "order_version": ORDER_VERSION}, config=config.as_json(plan.cfg),
+        order={**dataclasses.asdict(plan.order), "order_version": ORDER_VERSION}, config=compare.as_json(plan.cfg),
         environment=runtime.environment(plan.placement.mesh.size), tracker_id=run_id,
     )  # fmt: skip
 
@@ -187,18 +197,18 @@ def _check_resume(plan: Plan, run: RunState, now: RunState) -> None:
     Raises:
         ConfigError: another dataset or order, or a changed field that must stay the same.
     """
+    where = f"config.workdir={plan.cfg.workdir!r}"
     if run.dataset_id != now.dataset_id:
-        raise ConfigError(f"config.workdir={plan.cfg.workdir!r} holds a run on dataset_id {run.dataset_id}, not {now.dataset_id}; use another workdir")
-    changed = config.differences(run.config, now.config)
-    rules = config.rules(plan.cfg)
-    must = [path for path in changed if any(path.startswith(field) for field, rule in rules.items() if rule == config.MUST)]
-    order = config.differences(dict(run.order), dict(now.order))
-    for path, (old, new) in [*((p, changed[p]) for p in must), *order.items()]:
-        raise ConfigError(f"config.workdir={plan.cfg.workdir!r} holds a run with {path}={old!r}, now {new!r}; set it back, or use another workdir")
-    moved = config.differences(dict(run.environment), dict(now.environment))
-    told = ", ".join(f"{path} {old!r} -> {new!r}" for path, (old, new) in {**moved, **changed}.items())
-    promise = "the same examples in the same order" if moved or changed else "the same bits"
-    print(f"mlprod: resuming {plan.cfg.workdir} at step {run.step} of {plan.steps}: {promise}{f' ({told})' if told else ''}", file=sys.stderr)
+        raise ConfigError(f"{where} holds a run on dataset_id {run.dataset_id}, not {now.dataset_id}; use another workdir")
+    changed = compare.differences(run.config, now.config)
+    must = {path: pair for path, pair in changed.items() if compare.rule_of(plan.cfg, path) == MUST}
+    for path, (old, new) in {**must, **compare.differences(dict(run.order), dict(now.order))}.items():
+        raise ConfigError(f"{where} holds a run with {path}={old!r}, now {new!r}; set it back, or use another workdir")
+    moved = compare.differences(dict(run.environment), dict(now.environment))
+    moved |= {path: pair for path, pair in changed.items() if path.startswith(ARITHMETIC)}
+    told = ", ".join(f"{path} {old!r} -> {new!r}" for path, (old, new) in moved.items())
+    promise = f"the same examples in the same order ({told})" if moved else "the same bits"
+    print(f"mlprod: resuming {plan.cfg.workdir} at step {run.step} of {plan.steps}: {promise}", file=sys.stderr)
 
 
 def _fast(cfg: Config) -> Config:

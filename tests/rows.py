@@ -18,7 +18,7 @@ def row(i: int) -> str:
     x = "" if number(i, 1) < 0.1 else f"{number(i, 2) * 4 - 2:.6f}"
     color, size = key(i, 3) % len(COLORS), key(i, 4) % 7
     logit = 1.5 * float(x or 0.0) + (color - 2.5) * 0.6 - (size == 3) * 2.0
-    y = "" if number(i, 5) < 0.02 else str(int(number(i, 6) < 1 / (1 + 2.718281828 ** -logit)))
+    y = "" if number(i, 5) < 0.02 else str(int(number(i, 6) < 1 / (1 + 2.718281828**-logit)))
     name = f'"{COLORS[color]}"' if "," in COLORS[color] else COLORS[color]
     return f"{i},{i % 60},{x},{key(i, 7) % 100},{name},{size},{y}"
 

@@ -1,5 +1,7 @@
 import jax
+
 from mlprod.train import train
+
 
 def test_runs(make_config):
     train(make_config(steps=10), jax.devices()[:1])

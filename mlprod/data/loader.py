@@ -5,7 +5,7 @@ restored by asking for it. `process_index` appears nowhere: what is read follows
 Price: `prefetch` batches and two to three windows of memory; Grain costs about 75 us a batch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import SupportsIndex
@@ -54,7 +54,14 @@ class Batches:
     """A random-access sequence of this process's batches, for Grain: element i is batch `first` + i of the order."""
 
     def __init__(
-        self, dataset: Path, manifest: Manifest, split: str, spec: OrderSpec, ranges: Sequence[tuple[int, int]], first: int, count: int
+        self,
+        dataset: Path,
+        manifest: Manifest,
+        split: str,
+        spec: OrderSpec,
+        ranges: Sequence[tuple[int, int]],
+        first: int,
+        count: int,
     ) -> None:
         """`ranges`: the rows [a, b) of each batch that this process holds."""
         self._spec, self._sizes, self._first, self._count = spec, manifest.group_sizes(split), first, count
@@ -91,7 +98,7 @@ class Batches:
         return out
 
 
-def read_batches(batches: Batches, threads: int, prefetch: int) -> Iterator[Arrays]:
+def read_batches(batches: Batches, threads: int, prefetch: int) -> Generator[Arrays, None, None]:
     """Yields the batches in order, read ahead by Grain's threads; stops at the first error, for Grain would go on past it."""
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     iterator = iter(grain.MapDataset.source(batches).to_iter_dataset(options))
@@ -103,13 +110,13 @@ def read_batches(batches: Batches, threads: int, prefetch: int) -> Iterator[Arra
 
 def train_batches(
     cfg: Config, manifest: Manifest, spec: OrderSpec, ranges: Sequence[tuple[int, int]], position: int, steps: int
-) -> Iterator[Arrays]:
+) -> Generator[Arrays, None, None]:
     """Yields this process's training batches [local rows, ...] from example position `position` on, `steps` of them."""
     batches = Batches(Path(cfg.dataset), manifest, "train", spec, ranges, position // spec.global_batch, steps)
     return read_batches(batches, cfg.loader.threads, cfg.loader.prefetch)
 
 
-def eval_batches(cfg: Config, manifest: Manifest, split: str, ranges: Sequence[tuple[int, int]]) -> Iterator[Arrays]:
+def eval_batches(cfg: Config, manifest: Manifest, split: str, ranges: Sequence[tuple[int, int]]) -> Generator[Arrays, None, None]:
     """Yields this process's batches of a whole split, [local rows, ...], every row once, the rest padding."""
     spec = eval_order(cfg, manifest)
     batches = Batches(Path(cfg.dataset), manifest, split, spec, ranges, 0, batches_per_epoch(spec, manifest.group_sizes(split)))

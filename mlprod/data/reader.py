@@ -8,6 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,12 @@ class GroupReader:
         except (OSError, pa.ArrowException, IndexError, KeyError) as error:
             raise TrainingError(f"{self._dataset / shard.path}, row group {index}: {type(error).__name__}: {error}") from error
         if table.num_rows != shard.groups[index]:
-            raise TrainingError(f"{self._dataset / shard.path}, row group {index}: {table.num_rows} rows, the manifest says {shard.groups[index]}")
-        weight = table[self._weight.stored_in].to_numpy().astype(np.float32) if self._weight else np.ones(table.num_rows, np.float32)
+            raise TrainingError(
+                f"{self._dataset / shard.path}, row group {index}: {table.num_rows} rows, the manifest says {shard.groups[index]}"
+            )
+        weight = (
+            table[self._weight.stored_in].to_numpy().astype(np.float32) if self._weight else np.ones(table.num_rows, np.float32)
+        )
         return {
             "numeric": self._matrix(table, self._numeric, np.dtype(np.float32)),
             "ids": self._matrix(table, self._ids, np.dtype(np.int32)),
@@ -142,7 +147,7 @@ def _runs(lanes: np.ndarray) -> list[tuple[int, int]]:
     """Returns [first, last) index ranges of consecutive lanes (int64[K]), whose positions in a window are contiguous."""
     breaks = np.flatnonzero(np.diff(lanes) != 1) + 1
     edges = [0, *breaks.tolist(), len(lanes)]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))
 
 
 def as_batch(arrays: Mapping[str, Any], id_names: Sequence[str]) -> Arrays:

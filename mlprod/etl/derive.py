@@ -11,7 +11,12 @@ from mlprod.config import EtlConfig, no_transform
 from mlprod.errors import DataError
 from mlprod.etl.schema import ARROW, require
 
-_NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.float64(): pd.Float64Dtype(), pa.bool_(): pd.BooleanDtype(), pa.string(): pd.StringDtype()}
+_NULLABLE = {
+    pa.int64(): pd.Int64Dtype(),
+    pa.float64(): pd.Float64Dtype(),
+    pa.bool_(): pd.BooleanDtype(),
+    pa.string(): pd.StringDtype(),
+}
 
 
 def _run(etl: EtlConfig, rows: pa.Table) -> pa.Table:
@@ -24,7 +29,9 @@ def _run(etl: EtlConfig, rows: pa.Table) -> pa.Table:
         raise DataError(f"config.etl.transform={etl.transform.__name__} failed: {type(error).__name__}: {error}") from error
     if not isinstance(made, pd.DataFrame) or len(made) != rows.num_rows:
         size = f"{len(made)} rows" if isinstance(made, pd.DataFrame) else type(made).__name__
-        raise DataError(f"config.etl.transform returned {size} for {rows.num_rows} rows; it must return one row each, as a DataFrame")
+        raise DataError(
+            f"config.etl.transform returned {size} for {rows.num_rows} rows; it must return one row each, as a DataFrame"
+        )
     derived = [c for c in etl.columns if c.derived]
     for c in derived:
         require(c.name, list(made.columns), f"what config.etl.transform={etl.transform.__name__} returned")
@@ -59,6 +66,6 @@ def check_row_wise(etl: EtlConfig, sample: pa.Table) -> None:
     for name in whole.column_names:
         if not whole[name].combine_chunks().equals(cut[name].combine_chunks()):
             raise DataError(
-                f"config.etl.transform={etl.transform.__name__} is not row-wise: column {name!r} depends on the rows beside a row; "
-                f"use the row's own values only"
+                f"config.etl.transform={etl.transform.__name__} is not row-wise: column {name!r} depends on "
+                f"the rows beside a row; use the row's own values only"
             )

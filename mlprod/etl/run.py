@@ -15,19 +15,19 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlprod import __version__, config, features, manifest
+from mlprod import __version__, compare, features, manifest
 from mlprod.config import Column, Config, EtlConfig
 from mlprod.errors import DataError, WorkdirError
 from mlprod.etl import fit, report, settle, sources, spill, split
 from mlprod.etl.derive import check_row_wise, derive
-from mlprod.etl.schema import cast_strictly, hashable
+from mlprod.etl.schema import Loose, cast_strictly, hashable
 from mlprod.etl.settle import KEY, LABEL, ORDER, ROW, SPLIT
 from mlprod.etl.write import SplitWriter, stored_columns
 from mlprod.hashing import HASH_VERSION, hash_columns
@@ -53,7 +53,7 @@ def build_key(etl: EtlConfig, identity: sources.Identity) -> str:
     lookups = [sources.lookup_identity(lookup) for lookup in etl.lookups]
     parts = {
         "versions": [ETL_VERSION, manifest.FORMAT, HASH_VERSION],
-        "config": config.data_json(etl),
+        "config": compare.data_json(etl),
         "source": identity.description,
         "lookups": lookups,
         "nonce": "" if identity.stable else time.time_ns(),
@@ -61,7 +61,7 @@ def build_key(etl: EtlConfig, identity: sources.Identity) -> str:
     return manifest.sha256_text(manifest.canonical(parts))[:32]
 
 
-def rows_of(etl: EtlConfig, columns: list[Column], chunks: Iterator[sources.Loose]) -> Iterator[pa.Table]:
+def rows_of(etl: EtlConfig, columns: list[Column], chunks: Iterator[Loose]) -> Iterator[pa.Table]:
     """Yields the rows of loose chunks in their declared types, with what the lookups add."""
     lookups = [sources.read_lookup(lookup, etl.columns) for lookup in etl.lookups]
     for chunk in chunks:
@@ -87,7 +87,9 @@ def _hashed(etl: EtlConfig, rows: pa.Table) -> pa.Table:
 def _check_missing(etl: EtlConfig, rows: pa.Table) -> None:
     for c in etl.columns:
         if c.missing == "refuse" and rows[c.name].null_count:
-            raise DataError(f"column {c.name!r} has {rows[c.name].null_count} missing value(s) and missing='refuse'; mend them or use 'fill'")
+            raise DataError(
+                f"column {c.name!r} has {rows[c.name].null_count} missing value(s) and missing='refuse'; mend them or use 'fill'"
+            )
 
 
 def _spill_bits(etl: EtlConfig, expected_rows: int) -> int:
@@ -195,7 +197,9 @@ def _fit(etl: EtlConfig, work: Path) -> features.FeatureSpec:
     return fit.fit(lambda: spill.read_all(work / "train", names), etl.columns)
 
 
-def _publish(cfg: Config, key: str, identity: sources.Identity, counts: report.Counts, spec: features.FeatureSpec, seconds: float) -> Manifest:
+def _publish(
+    cfg: Config, key: str, identity: sources.Identity, counts: report.Counts, spec: features.FeatureSpec, seconds: float
+) -> Manifest:
     """Writes the splits, the fitted transform, the report and, last, the manifest that makes them a version."""
     etl, dataset = cfg.etl, Path(cfg.dataset)
     writers = write_splits(etl, spec, dataset, f"files/{key[:16]}", _work(dataset, key))
@@ -208,7 +212,7 @@ def _publish(cfg: Config, key: str, identity: sources.Identity, counts: report.C
     version = (manifest.versions(dataset) or [0])[-1] + 1
     published = Manifest(
         format=manifest.FORMAT, version=version, parent=0, build_key=key,
-        dataset_id=manifest.content_id(columns, text, splits), config=config.data_json(etl),
+        dataset_id=manifest.content_id(columns, text, splits), config=compare.data_json(etl),
         group_rows=etl.group_rows, hash_version=HASH_VERSION, hash_seed=etl.hash_seed, storage=etl.storage, hash_order=True,
         columns=columns, splits=splits, features=f"features/{version:06d}.json", features_sha256=manifest.sha256_text(text),
         report=f"reports/{version:06d}.json", source=identity.description | {"rows_read": counts.read, "mlprod": __version__},
@@ -221,7 +225,12 @@ def _publish(cfg: Config, key: str, identity: sources.Identity, counts: report.C
 
 
 def _report(
-    cfg: Config, published: Manifest, writers: Mapping[str, SplitWriter], counts: report.Counts, spec: features.FeatureSpec, seconds: float
+    cfg: Config,
+    published: Manifest,
+    writers: Mapping[str, SplitWriter],
+    counts: report.Counts,
+    spec: features.FeatureSpec,
+    seconds: float,
 ) -> dict[str, Any]:
     """Returns the data report as JSON data."""
     labelled = counts.read - counts.without_label
@@ -263,7 +272,9 @@ def _held(dataset: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             lock.seek(0)
-            raise WorkdirError(f"{dataset} is being built by {lock.read().strip() or 'another process'}; wait for it to end") from error
+            raise WorkdirError(
+                f"{dataset} is being built by {lock.read().strip() or 'another process'}; wait for it to end"
+            ) from error
         lock.truncate(0)
         lock.write(f"process {os.getpid()}")
         lock.flush()

@@ -7,7 +7,7 @@ Price: columns of clean values cost one Arrow conversion; only a column that fai
 
 import datetime as dt
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,10 +35,10 @@ class Loose:
     """A chunk of rows as a source gives them. `columns`: name -> values, equally long; `where(i)`: where row i stands;
     `broken`: {row: why} of rows that the source itself could not read whole (their values are None)."""
 
-    columns: dict[str, Sequence[Any]]
+    columns: Mapping[str, Sequence[Any]]
     num_rows: int
     where: Callable[[int], str]
-    broken: dict[int, str]
+    broken: Mapping[int, str]
 
 
 def parse(value: Any, type_name: str) -> Any:

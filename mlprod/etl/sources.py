@@ -10,7 +10,7 @@ import datetime as dt
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import partial, singledispatch
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,9 @@ def connect(url: str) -> sa.Engine:
     except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ModuleNotFoundError) as error:
         raise DataError(f"config.etl.source.url={url!r}: {error}") from error
     if parsed.get_backend_name() == "sqlite" and not (parsed.database and Path(parsed.database).is_file()):
-        raise DataError(f"config.etl.source.url={url!r}: there is no database file {parsed.database!r}; create it, or mend the path")
+        raise DataError(
+            f"config.etl.source.url={url!r}: there is no database file {parsed.database!r}; create it, or mend the path"
+        )
     return engine
 
 
@@ -97,10 +99,11 @@ def _check_unique(connection: sa.Connection, table: sa.Table, join: Join) -> Non
     statement = sa.select(*keys).group_by(*keys).having(sa.func.count() > 1).limit(1)
     double = connection.execute(statement).first()
     if double is not None:
-        raise DataError(f"table {join.table!r} has several rows with {', '.join(o.right for o in join.on)} = {tuple(double)}; a join needs one")
+        names = ", ".join(on.right for on in join.on)
+        raise DataError(f"table {join.table!r} has several rows with {names} = {tuple(double)}; a join needs one")
 
 
-def _joined(main: sa.Table, joins: Sequence[tuple[Join, sa.Alias]]) -> sa.FromClause:
+def _joined(main: sa.Table, joins: Sequence[tuple[Join, sa.FromClause]]) -> sa.FromClause:
     """Returns the main table left-joined with each alias on its join's equalities."""
     clause: sa.FromClause = main
     for join, right in joins:
@@ -126,6 +129,10 @@ def _statement(tables: dict[str, sa.Table], source: SqlSource, names: Sequence[s
     return sa.select(*chosen).select_from(clause).where(*_filters(main, source))
 
 
+def _row_of_query(table: str, before: int, i: int) -> str:
+    return f"table {table!r}, row {before + i + 1} of the query"
+
+
 def _sql_chunks(source: SqlSource, names: Sequence[str], chunk_rows: int) -> Iterator[Loose]:
     engine = connect(source.url)
     tables = _reflect(engine, source)
@@ -137,9 +144,8 @@ def _sql_chunks(source: SqlSource, names: Sequence[str], chunk_rows: int) -> Ite
                 _check_unique(connection, tables[join.table], join)
             result = connection.execution_options(stream_results=True).execute(statement)
             for rows in result.partitions(chunk_rows):
-                first = done + 1
                 columns = dict(zip(names, zip(*rows, strict=True), strict=True))
-                yield Loose(columns, len(rows), lambda i, first=first: f"table {source.table!r}, row {first + i} of the query", {})  # type: ignore[misc]
+                yield Loose(columns, len(rows), partial(_row_of_query, source.table, done), {})
                 done += len(rows)
     except (sa.exc.DBAPIError, sa.exc.StatementError) as error:
         raise DataError(f"table {source.table!r}: {getattr(error, 'orig', None) or error}") from error
@@ -155,7 +161,9 @@ def _sql_identity(source: SqlSource, names: Sequence[str]) -> Identity:
     mark = sa.func.max(main.c[source.watermark]) if source.watermark else sa.null()
     with engine.connect() as connection:
         rows, newest = connection.execute(sa.select(sa.func.count(), mark).select_from(main).where(*_filters(main, source))).one()
-        joined = [connection.execute(sa.select(sa.func.count()).select_from(tables[join.table])).scalar_one() for join in source.joins]
+        joined = [
+            connection.execute(sa.select(sa.func.count()).select_from(tables[join.table])).scalar_one() for join in source.joins
+        ]
     engine.dispose()
     compiled = statement.compile(engine)
     parameters = {k: str(v) for k, v in compiled.params.items()}
@@ -189,6 +197,10 @@ def _csv_rows(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         raise DataError(f"{path}: {type(error).__name__}: {error}; it must be UTF-8 text, its quotes closed") from error
 
 
+def _line_of_file(path: str, lines: Sequence[int], i: int) -> str:
+    return f"{path} line {lines[i]}"
+
+
 def csv_chunks(path: str, delimiter: str, names: Sequence[str], chunk_rows: int) -> Iterator[Loose]:
     """Yields the columns `names` of a CSV file as text in chunks; '' and NA are None.
 
@@ -204,7 +216,7 @@ def csv_chunks(path: str, delimiter: str, names: Sequence[str], chunk_rows: int)
         whole: list[list[str | None]] = [[None] * len(header) if i in broken else f for i, (_, f) in enumerate(batch)]  # type: ignore[misc]
         columns = {name: [None if row[j] in NULLS else row[j] for row in whole] for name, j in zip(names, at, strict=True)}
         lines = [line for line, _ in batch]
-        yield Loose(columns, len(batch), lambda i, lines=lines: f"{path} line {lines[i]}", broken)  # type: ignore[misc]
+        yield Loose(columns, len(batch), partial(_line_of_file, path, lines), broken)
 
 
 # ---- one interface -----------------------------------------------------------------------------------------------------

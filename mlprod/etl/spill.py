@@ -37,7 +37,7 @@ class Spill:
         order = np.argsort(bucket, kind="stable")
         counts = np.bincount(bucket, minlength=len(self.paths))
         table, start = table.take(order), 0
-        for i in np.flatnonzero(counts):
+        for i in np.flatnonzero(counts).tolist():
             part = table.slice(start, int(counts[i]))
             start += int(counts[i])
             if i not in self._writers:

@@ -185,7 +185,9 @@ class SplitWriter:
         self._writer.close()
         path, self._writer = self._path(), None
         name = str(path.relative_to(self._dataset))
-        shard = Shard(path=name, groups=tuple(self._groups), sums=tuple(self._sums), bytes=path.stat().st_size, sha256=sha256_file(path))
+        shard = Shard(
+            path=name, groups=tuple(self._groups), sums=tuple(self._sums), bytes=path.stat().st_size, sha256=sha256_file(path)
+        )
         self.shards.append(shard)
         self._groups, self._sums = [], []
 

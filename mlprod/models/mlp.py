@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import jax
@@ -32,7 +33,7 @@ class MLPConfig:
 
 def embedding_width(num_ids: int, limit: int) -> int:
     """Returns the usual width for a table of `num_ids` rows: 1.6 n^0.56 (fastai's rule of thumb), at most `limit`."""
-    return min(limit, math.ceil(1.6 * num_ids**0.56))
+    return min(limit, math.ceil(1.6 * math.pow(num_ids, 0.56)))
 
 
 class MLP(nnx.Module):
@@ -54,7 +55,7 @@ class MLP(nnx.Module):
         self.standardize = Standardize(features, cfg.clip)
         self.embed = nnx.Dict({f.name: Embedding(f.num_ids, widths[f.name], rngs) for f in features.categorical})
         sizes = [len(features.numeric) + sum(widths.values()), *cfg.hidden]
-        self.hidden = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in zip(sizes, sizes[1:], strict=False)])
+        self.hidden = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in pairwise(sizes)])
         self.dropout = nnx.Dropout(cfg.dropout)
         self.head = nnx.Linear(sizes[-1], 1, rngs=rngs)
 

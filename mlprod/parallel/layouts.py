@@ -31,7 +31,12 @@ class Placement:
     def axes(self, dim: str) -> tuple[str, ...]:
         """Returns the mesh axes that a dim is split over."""
         names = self.layout.get(dim, ())
-        return tuple(axis for name in names for axis in self.mesh.axis_names if axis == name or (name == "fsdp" and axis.startswith("fsdp")))
+        return tuple(
+            axis
+            for name in names
+            for axis in self.mesh.axis_names
+            if axis == name or (name == "fsdp" and axis.startswith("fsdp"))
+        )
 
     def split(self, dim: str, size: int) -> tuple[str, ...]:
         """Returns the axes that a dim of `size` is split over: all of the layout's, or none where they don't divide it."""

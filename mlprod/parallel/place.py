@@ -15,7 +15,9 @@ Ranges = tuple[tuple[int, int], ...]
 
 def local_ranges(sharding: NamedSharding, global_batch: int) -> Ranges:
     """Returns the sorted, disjoint row ranges [a, b) of a batch that this process's devices hold."""
-    spans = sorted({s[0].indices(global_batch)[:2] for s in sharding.addressable_devices_indices_map((global_batch,)).values() if s})
+    spans = sorted(
+        {s[0].indices(global_batch)[:2] for s in sharding.addressable_devices_indices_map((global_batch,)).values() if s}
+    )
     merged: list[tuple[int, int]] = []
     for a, b in spans:
         if merged and a <= merged[-1][1]:
@@ -35,7 +37,9 @@ def _offset(ranges: Ranges, row: int) -> int:
     raise AssertionError(f"row {row} is not in {ranges}")
 
 
-def to_devices(batch: Mapping[str, np.ndarray], sharding: NamedSharding, ranges: Ranges, global_batch: int) -> dict[str, jax.Array]:
+def to_devices(
+    batch: Mapping[str, np.ndarray], sharding: NamedSharding, ranges: Ranges, global_batch: int
+) -> dict[str, jax.Array]:
     """Returns the global batch: arrays [global_batch, ...] split by `sharding`.
 
     Args:
@@ -63,5 +67,3 @@ def fetch(tree: Any) -> Any:
 def wait(tree: Any) -> None:
     """Waits until device values are computed, without copying them."""
     jax.block_until_ready(tree)
-
-

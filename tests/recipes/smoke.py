@@ -3,8 +3,19 @@
 import pandas as pd
 
 from mlprod.config import (
-    ByGroup, CheckpointConfig, Column, Config, CsvSource, EtlConfig, EvalConfig, Label, LoaderConfig, OptimConfig, TrackingConfig,
-    categorical, numeric,
+    ByGroup,
+    CheckpointConfig,
+    Column,
+    Config,
+    CsvSource,
+    EtlConfig,
+    EvalConfig,
+    Label,
+    LoaderConfig,
+    OptimConfig,
+    TrackingConfig,
+    categorical,
+    numeric,
 )  # fmt: skip
 from mlprod.models.mlp import MLPConfig
 
