@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -104,10 +105,12 @@ class ScoreFile:
 
 def show(metrics: dict[str, float], title: str) -> None:
     """Prints metrics as a small table."""
-    table = Table("metric", "value", title=title, title_justify="left")
+    console = Console(highlight=False)
+    console.print(title)
+    table = Table("metric", "value", box=SIMPLE_HEAD, pad_edge=False)
     for name, value in metrics.items():
         table.add_row(name, f"{value:,.0f}" if name == "rows" else f"{value:.6f}")
-    Console(highlight=False).print(table)
+    console.print(table)
 
 
 def main(cfg: Config, options: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from mlprod.plan import make_plan
 from mlprod.predict import model_arrays, typed_rows
 from mlprod.tracking import read_log
 from mlprod.train import train
-from tests.conftest import RECIPE, MakeConfig
+from tests.conftest import RECIPE, MakeConfig, smoke_config
 
 GOLDEN = Path(__file__).parent / "golden.json"
 
@@ -31,8 +31,6 @@ def losses(workdir: Path) -> list[float]:
 @pytest.fixture(scope="module")
 def trained(csv: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     """The smoke recipe, trained on one device."""
-    from tests.conftest import smoke_config
-
     cfg = smoke_config(csv, dataset, tmp_path_factory.mktemp("story") / "run")
     train(cfg, jax.devices()[:1])
     return cfg
@@ -73,6 +71,14 @@ def test_golden_ids_and_losses(trained: Config) -> None:
     assert [x["values"]["loss"][0] for x in lines] == pytest.approx(golden["losses"][line], rel=1e-6)
 
 
+@pytest.fixture(scope="module")
+def one(csv: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Twenty steps on one device."""
+    cfg = smoke_config(csv, dataset, tmp_path_factory.mktemp("one") / "run", steps=20)
+    train(cfg, jax.devices()[:1])
+    return cfg
+
+
 @pytest.mark.parametrize(
     "mesh",
     [
@@ -85,12 +91,10 @@ def test_golden_ids_and_losses(trained: Config) -> None:
     ],
     ids=["data8", "fsdp8", "fsdp4x2", "fsdp4-tensor2", "data2-fsdp2-tensor2", "slice2-fsdp4"],
 )
-def test_layouts_equal_one_device(mesh: MeshConfig, trained: Config, make_config: MakeConfig) -> None:
+def test_layouts_equal_one_device(mesh: MeshConfig, one: Config, make_config: MakeConfig) -> None:
     """Twenty steps on 8 devices: losses within 1e-5 of one device's, the same examples, equal counts."""
-    cfg = make_config(steps=20, mesh=mesh, optim={"warmup_steps": 5})
-    one = make_config("one", steps=20)
+    cfg = make_config(steps=20, mesh=mesh)
     train(cfg, jax.devices())
-    train(one, jax.devices()[:1])
     assert losses(Path(cfg.workdir)) == pytest.approx(losses(Path(one.workdir)), rel=1e-5)
     both = [[line["ids"] for line in read_log(Path(c.workdir))] for c in (cfg, one)]
     assert both[0] == both[1]
@@ -107,7 +111,7 @@ def test_evaluate_equals_scikit_learn(trained: Config, tmp_path: Path, capsys: p
     score, label = np.array(table["score"], np.float64), np.array(table["label"])
     assert found["rows"] == len(score) == manifest.read(Path(trained.dataset)).num_rows("test")
     assert found["log_loss"] == pytest.approx(log_loss(label, score), rel=1e-6)
-    assert found["auc"] == roc_auc_score(label, score)
+    assert found["auc"] == pytest.approx(roc_auc_score(label, score), rel=1e-12)
     assert found["accuracy"] == accuracy_score(label, score > 0.5)
     assert "log_loss" in capsys.readouterr().out
 
