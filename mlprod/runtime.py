@@ -32,7 +32,8 @@ def start(cfg: RuntimeConfig) -> None:
     Raises:
         ConfigError: the platform asked for is not there.
     """
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every save at INFO and WARNING
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every save
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # and of a damaged step in hundreds of lines; we say it in one
     if cfg.deterministic:
         os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_DETERMINISTIC]).strip()
     if cfg.platform:

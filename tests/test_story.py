@@ -39,7 +39,14 @@ def trained(csv: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) 
 def argv(verb: str, cfg: Config, *more: str) -> list[str]:
     """The command line of a verb on these paths, on the test's 8 devices, of which the mesh takes all."""
     paths = {"workdir": cfg.workdir, "dataset": cfg.dataset, "etl.source.path": getattr(cfg.etl.source, "path", "")}
-    return [verb, "--config", str(RECIPE), "--config.runtime.num_cpu_devices=8", *(f"--config.{k}={v}" for k, v in paths.items()), *more]
+    return [
+        verb,
+        "--config",
+        str(RECIPE),
+        "--config.runtime.num_cpu_devices=8",
+        *(f"--config.{k}={v}" for k, v in paths.items()),
+        *more,
+    ]
 
 
 @pytest.mark.smoke
@@ -125,7 +132,9 @@ def test_predict_gives_the_bits_of_evaluate(trained: Config, tmp_path: Path) -> 
         keys = {
             row_id: key
             for shard in manifest.read(Path(trained.dataset)).splits[split]
-            for row_id, key in zip(*pq.read_table(Path(trained.dataset) / shard.path, columns=["row_id", "key_id"]).to_pydict().values(), strict=True)
+            for row_id, key in zip(
+                *pq.read_table(Path(trained.dataset) / shard.path, columns=["row_id", "key_id"]).to_pydict().values(), strict=True
+            )
         }
         table = pq.read_table(scores).to_pydict()
         by_id |= {keys[row_id]: score for row_id, score in zip(table["row_id"], table["score"], strict=True)}
@@ -147,7 +156,9 @@ def test_predict_feeds_the_model_the_stored_arrays(trained: Config) -> None:
     rows, _ = typed_rows(trained.etl, chunk, [])
     fresh = model_arrays(plan, rows)
     reader = GroupReader(Path(trained.dataset), plan.manifest, "train")
-    keys = pq.read_table(Path(trained.dataset) / plan.manifest.splits["train"][0].path, columns=["key_id"])["key_id"].to_pylist()[:64]
+    keys = pq.read_table(Path(trained.dataset) / plan.manifest.splits["train"][0].path, columns=["key_id"])["key_id"].to_pylist()[
+        :64
+    ]
     stored = as_batch(reader.read(0), reader.id_names)
     for name, array in fresh.items():
         assert array[keys].tobytes() == stored[name].tobytes(), name
@@ -176,7 +187,13 @@ def test_fast_dev_run_takes_three_steps_of_everything(make_config: MakeConfig) -
     for _ in range(2):
         train(cfg, jax.devices()[:1])
         lines = list(read_log(Path(f"{cfg.workdir}-fast")))
-        assert [(line["kind"], line["step"]) for line in lines] == [("start", 0), ("train", 1), ("train", 2), ("train", 3), ("eval", 3)]
+        assert [(line["kind"], line["step"]) for line in lines] == [
+            ("start", 0),
+            ("train", 1),
+            ("train", 2),
+            ("train", 3),
+            ("eval", 3),
+        ]
     assert not Path(cfg.workdir).exists()
 
 

@@ -1,0 +1,249 @@
+"""What is restored is what was saved, bit for bit, or that step is refused and the one before is used."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlprod import checkpoint
+from mlprod.checkpoint import Damaged, RunState, Store, digests, leaf_table
+from mlprod.config import MeshConfig
+from mlprod.errors import CheckpointError, ConfigError
+from mlprod.plan import Plan, make_plan
+from mlprod.state import TrainState, create, flatten
+from mlprod.train import train
+from tests.conftest import MakeConfig, smoke_config
+
+# Reading a damaged step, orbax closes its event loop while tensorstore's other reads still report to it.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module")
+def plan(csv: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """The smoke run on 8 devices, its parameters split."""
+    return make_plan(smoke_config(csv, dataset, tmp_path_factory.mktemp("plan"), mesh=MeshConfig(fsdp=(8,))), jax.devices())
+
+
+def fresh(plan: Plan, seed: int = 0) -> TrainState:
+    """A fresh state of the plan."""
+    return create(plan.model, plan.cfg.model, plan.features, plan.optimizer, plan.where, seed)
+
+
+def run_state(step: int) -> RunState:
+    """A run's host state at a step."""
+    return RunState(
+        run_id="r", attempt=1, step=step, next_example=64 * step, dataset_id="d", order={}, config={}, environment={}, tracker_id="t"
+    )  # fmt: skip
+
+
+def at(state: TrainState, step: int) -> TrainState:
+    """The state as if after `step` updates."""
+    return state._replace(step=jax.device_put(jnp.int32(step), state.step.sharding))
+
+
+Kept = dict[int, dict[str, np.ndarray]]
+Saved = tuple[Store, Kept]
+
+
+@pytest.fixture(scope="module")
+def saved_once(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Kept]:
+    """A folder with steps 1, 2 and 3, and what was saved in each as {path: array}. Shared: copy it."""
+    kept, folder = {}, tmp_path_factory.mktemp("saved")
+    with Store(folder) as store:
+        for step in (1, 2, 3):
+            state = at(fresh(plan, seed=step), step)
+            kept[step] = {path: np.asarray(leaf) for path, leaf in flatten(state).items()}
+            store.save(state, run_state(step))
+    return folder, kept
+
+
+@pytest.fixture
+def saved(saved_once: tuple[Path, Kept], tmp_path: Path) -> Iterator[Saved]:
+    """A store of the test's own with steps 1, 2 and 3, and what was saved in each."""
+    shutil.copytree(saved_once[0], tmp_path / "saved")
+    with Store(tmp_path / "saved") as store:
+        yield store, saved_once[1]
+
+
+def assert_equal_bits(state: TrainState, kept: dict[str, np.ndarray]) -> None:
+    """Every array of the state has the bits that were saved."""
+    assert {path: np.asarray(leaf).tobytes() for path, leaf in flatten(state).items()} == {
+        p: a.tobytes() for p, a in kept.items()
+    }
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(fsdp=(8,)), MeshConfig(fsdp=(2, 2), tensor=2, layout="fsdp_tensor")])
+def test_restores_onto_any_layout(mesh: MeshConfig, saved: Saved, make_config: MakeConfig) -> None:
+    """The newest step comes back bit for bit, with the target's shardings, on 1 device's layout and on others."""
+    plan = make_plan(make_config(mesh=mesh), jax.devices())
+    found = saved[0].restore_newest(plan.abstract, plan.where)
+    assert found is not None
+    assert found[1].step == 3
+    assert_equal_bits(found[0], saved[1][3])
+    for path, leaf in flatten(found[0]).items():
+        assert leaf.sharding.is_equivalent_to(flatten(plan.where)[path], leaf.ndim)
+
+
+def test_digests_do_not_depend_on_the_layout(plan: Plan, make_config: MakeConfig) -> None:
+    """One device and eight give the same digest of every array."""
+    one = make_plan(make_config(), jax.devices()[:1])
+    assert digests(fresh(plan)) == digests(fresh(one))
+
+
+def data_files(store: Store, step: int) -> list[Path]:
+    """The array data files of a step, the largest first."""
+    folder = store._root / f"{step:08d}" / "state"
+    return sorted((p for p in folder.rglob("d/*") if p.is_file()), key=lambda p: -p.stat().st_size)
+
+
+def test_a_flipped_bit_goes_back_to_the_step_before(saved: Saved, plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every byte position tried in the largest data file is either harmless or refuses the step; never other values."""
+    store, kept = saved
+    file = data_files(store, 3)[0]
+    whole = file.read_bytes()
+    refused = 0
+    for i in range(0, len(whole), max(1, len(whole) // 12)):
+        file.write_bytes(whole[:i] + bytes([whole[i] ^ 16]) + whole[i + 1 :])
+        try:
+            state, _ = store.restore(3, plan.abstract, plan.where)
+        except Damaged:
+            refused += 1
+        else:
+            assert_equal_bits(state, kept[3])
+    assert refused
+    file.write_bytes(whole[: len(whole) // 2])
+    found = store.restore_newest(plan.abstract, plan.where)
+    assert found is not None
+    assert found[1].step == 2
+    assert_equal_bits(found[0], kept[2])
+    assert "00000003 is damaged" in capsys.readouterr().out
+    assert store.steps() == [1, 2]
+    store.save(at(fresh(plan), 3), run_state(3))  # the number is free again
+
+
+def test_a_changed_run_json_refuses_the_step(saved: Saved, plan: Plan) -> None:
+    """A run JSON whose text was changed, or that is another step's, is refused."""
+    store, _ = saved
+    path = store._root / "00000003" / "run" / "metadata"
+    body = json.loads(path.read_text())
+    path.write_text(json.dumps({**body, "text": body["text"].replace('"next_example":192', '"next_example":128')}))
+    with pytest.raises(Damaged, match="SHA-256"):
+        store.read_run(3)
+    path.write_text((store._root / "00000002" / "run" / "metadata").read_text())
+    with pytest.raises(Damaged, match="speaks of step 2"):
+        store.read_run(3)
+    found = store.restore_newest(plan.abstract, plan.where)
+    assert found is not None
+    assert found[1].step == 2
+
+
+def test_swapped_arrays_are_refused(saved: Saved, plan: Plan) -> None:
+    """The arrays of another step under this step's run JSON are refused."""
+    store, _ = saved
+    shutil.rmtree(store._root / "00000003" / "state")
+    shutil.copytree(store._root / "00000002" / "state", store._root / "00000003" / "state")
+    with pytest.raises(Damaged, match="differ from what was saved"):
+        store.restore(3, plan.abstract, plan.where)
+
+
+def test_strict_stops(saved: Saved, plan: Plan) -> None:
+    """With `strict` a damaged newest step ends the run instead."""
+    for file in data_files(saved[0], 3):
+        file.write_bytes(b"")
+    with Store(saved[0]._root.parent, strict=True) as store, pytest.raises(CheckpointError, match="00000003 is damaged.*strict"):
+        store.restore_newest(plan.abstract, plan.where)
+
+
+def test_all_damaged_is_an_error_not_a_fresh_start(saved: Saved, plan: Plan) -> None:
+    """When no step is good the run stops: it does not begin again in silence."""
+    for step in (1, 2, 3):
+        for file in data_files(saved[0], step):
+            file.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="all 3 saved steps"):
+        saved[0].restore_newest(plan.abstract, plan.where)
+
+
+def test_a_newer_format_is_refused(saved: Saved, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint of a newer format is named as such, not called damaged."""
+    monkeypatch.setattr(checkpoint, "FORMAT", 0)
+    with pytest.raises(CheckpointError, match="format 1, newer than 0"):
+        saved[0].restore_newest(plan.abstract, plan.where)
+
+
+def test_another_model_is_refused_by_path(saved: Saved, make_config: MakeConfig) -> None:
+    """A config whose arrays differ is the user's mistake: arrays are named, the step stays."""
+    plan = make_plan(make_config(model=dataclasses.replace(make_config().model, hidden=(16, 24))), jax.devices())
+    with pytest.raises(ConfigError, match=r"params/hidden/1/kernel is float32\[16, 16\], the config says float32\[16, 24\]"):
+        saved[0].restore_newest(plan.abstract, plan.where)
+    assert saved[0].steps() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "leaf, why",
+    [
+        (jax.random.key(0), "random key"),
+        (jnp.zeros(3, jnp.complex64), "complex"),
+        (np.zeros(3, np.int64), "64-bit"),
+        (jnp.zeros((0, 3)), "empty"),
+    ],
+)
+def test_what_cannot_be_saved_exactly_is_refused_before_the_save(leaf: jax.Array, why: str) -> None:
+    """Typed keys, complex, 64-bit and empty arrays, and names with dots, are refused by path."""
+    with pytest.raises(CheckpointError, match=f"'params/a'.*{why}"):
+        leaf_table({"params": {"a": leaf}})
+    with pytest.raises(CheckpointError, match="named with"):
+        leaf_table({"params": {"a.b": jnp.zeros(3)}})
+
+
+def test_a_save_whose_folder_vanished_is_an_error(plan: Plan, tmp_path: Path) -> None:
+    """A folder removed after a save began is found by the next look, with the step's name."""
+    with Store(tmp_path / "gone") as store:
+        store.save(at(fresh(plan), 1), run_state(1))
+        store._manager.wait_until_finished()
+        shutil.rmtree(store._root)
+        store._manager.reload()
+        with pytest.raises(CheckpointError, match="step 1 was being saved and is not below"):
+            store.check()
+
+
+@pytest.fixture(scope="module")
+def two_steps(csv: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two steps. Shared: copy it."""
+    cfg = smoke_config(csv, dataset, tmp_path_factory.mktemp("two") / "run", steps=2)
+    train(cfg, jax.devices()[:1])
+    return Path(cfg.workdir)
+
+
+@pytest.mark.parametrize(
+    "changed, told",
+    [
+        ({"seed": 1}, "seed=0, now 1"),
+        ({"loader": {"num_lanes": 8}}, "loader.num_lanes=16, now 8"),
+        ({"loader": {"window_rows": 2048}}, "loader.window_rows=1024, now 2048"),
+        ({"loader": {"global_batch": 128}}, "loader.global_batch=64, now 128"),
+    ],
+)
+def test_a_resume_that_would_not_be_the_same_run_is_refused(
+    changed: dict[str, object], told: str, two_steps: Path, make_config: MakeConfig
+) -> None:
+    """Seed, batch, lanes and window must stay; the field and both values are named."""
+    cfg = make_config(steps=2, **changed)
+    shutil.copytree(two_steps, cfg.workdir)
+    with pytest.raises(ConfigError, match=told):
+        train(cfg, jax.devices()[:1])
+
+
+def test_what_may_change_may_change(two_steps: Path, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    """More steps and another learning rate go on, and the promise printed is the weaker one, with what changed."""
+    cfg = make_config(steps=4, optim={"peak_lr": 1e-4})
+    shutil.copytree(two_steps, cfg.workdir)
+    train(cfg, jax.devices()[:1])
+    told = capsys.readouterr().err
+    assert "at step 2 of 4: the same examples in the same order" in told
+    assert "optim.peak_lr 0.01 -> 0.0001" in told
