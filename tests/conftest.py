@@ -27,7 +27,7 @@ MakeConfig = Callable[..., Config]
 
 
 def smoke_config(csv: Path, dataset: Path, workdir: Path, **changed: Any) -> Config:
-    """Returns the smoke recipe on these paths; `changed`: fields, or sections to replace in, as steps=5, loader={"threads": 1}."""
+    """Returns the smoke recipe on these paths; `changed`: fields, or sections as dicts: steps=5, loader={"threads": 1}."""
     cfg = run_file(str(RECIPE))
     source = dataclasses.replace(cfg.etl.source, path=str(csv))
     cfg = dataclasses.replace(cfg, dataset=str(dataset), workdir=str(workdir), etl=dataclasses.replace(cfg.etl, source=source))

@@ -37,9 +37,9 @@ def fresh(plan: Plan, seed: int = 0) -> TrainState:
 
 def run_state(step: int) -> RunState:
     """A run's host state at a step."""
-    return RunState(
-        run_id="r", attempt=1, step=step, next_example=64 * step, dataset_id="d", order={}, config={}, environment={}, tracker_id="t"
-    )  # fmt: skip
+    empty: dict[str, object] = {}
+    given = {"order": empty, "config": empty, "environment": empty, "tracker_id": "t", "dataset_id": "d"}
+    return RunState(run_id="r", attempt=1, step=step, next_example=64 * step, **given)
 
 
 def at(state: TrainState, step: int) -> TrainState:
@@ -103,21 +103,23 @@ def data_files(store: Store, step: int) -> list[Path]:
 
 
 def test_a_flipped_bit_goes_back_to_the_step_before(saved: Saved, plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every byte position tried in the largest data file is either harmless or refuses the step; never other values."""
+    """A flipped bit in any data file is either harmless or refuses the step; never other values."""
     store, kept = saved
-    file = data_files(store, 3)[0]
-    whole = file.read_bytes()
     refused = 0
-    for i in range(0, len(whole), max(1, len(whole) // 12)):
-        file.write_bytes(whole[:i] + bytes([whole[i] ^ 16]) + whole[i + 1 :])
-        try:
-            state, _ = store.restore(3, plan.abstract, plan.where)
-        except Damaged:
-            refused += 1
-        else:
-            assert_equal_bits(state, kept[3])
+    for file in data_files(store, 3):
+        whole = file.read_bytes()
+        for i in range(len(whole) // 6, len(whole), max(1, len(whole) // 3)):
+            file.write_bytes(whole[:i] + bytes([whole[i] ^ 16]) + whole[i + 1 :])
+            try:
+                state, _ = store.restore(3, plan.abstract, plan.where)
+            except Damaged:
+                refused += 1
+            else:
+                assert_equal_bits(state, kept[3])
+        file.write_bytes(whole)
     assert refused
-    file.write_bytes(whole[: len(whole) // 2])
+    for file in data_files(store, 3):
+        file.write_bytes(file.read_bytes()[:-10])
     found = store.restore_newest(plan.abstract, plan.where)
     assert found is not None
     assert found[1].step == 2
@@ -156,7 +158,7 @@ def test_strict_stops(saved: Saved, plan: Plan) -> None:
     """With `strict` a damaged newest step ends the run instead."""
     for file in data_files(saved[0], 3):
         file.write_bytes(b"")
-    with Store(saved[0]._root.parent, strict=True) as store, pytest.raises(CheckpointError, match="00000003 is damaged.*strict"):
+    with Store(saved[0]._root.parent, strict=True) as store, pytest.raises(CheckpointError, match=r"00000003 is damaged.*strict"):
         store.restore_newest(plan.abstract, plan.where)
 
 
