@@ -122,7 +122,7 @@ class Store:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         """Waits for the save under way; its failure is raised unless another error is on its way."""
         try:
-            self._settle(self._manager.wait_until_finished)
+            self.finish()
         except CheckpointError:
             if error is None:
                 raise
@@ -154,10 +154,14 @@ class Store:
             raise CheckpointError(f"step {run.step} was not saved: {self._root} already has step {max(self.steps(), default=-1)}")
         self._pending = run.step
 
+    def finish(self) -> None:
+        """Waits for the save under way; raises CheckpointError when it failed."""
+        self._settle(self._manager.wait_until_finished)
+
     def check(self) -> None:
         """Raises CheckpointError when a background save has failed; costs nothing while one is under way."""
         if self._pending >= 0 and not self._manager.is_saving_in_progress():
-            self._settle(self._manager.wait_until_finished)
+            self.finish()
 
     def _settle(self, act: Any) -> Any:
         """Runs a call that may raise what a background save ran into, and gives it its name."""

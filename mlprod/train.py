@@ -56,13 +56,14 @@ def train(cfg: Config, devices: Sequence[jax.Device]) -> TrainState:
         with ledger.spent("restore"):
             state, run = _start(plan, store)
         ledger.earlier = dict(run.ledger)
-        name_and_config = (cfg.name, run.tracker_id, run.attempt, run.config)
-        with (
-            open_trackers(cfg.tracking, workdir, *name_and_config) as tracker,
-            ProgressLine(plan.steps, run.step, plan.order.global_batch, wanted=cfg.tracking.progress) as line,
-        ):
+        with ledger.spent("tracking"):
+            trackers = open_trackers(cfg.tracking, workdir, cfg.name, run.tracker_id, run.attempt, run.config)
+        line = ProgressLine(plan.steps, run.step, plan.order.global_batch, wanted=cfg.tracking.progress)
+        with trackers as tracker, line:
             tracker.log(Record(kind="start", step=run.step, position=run.next_example, values={}))
             state = _loop(plan, state, run, store, tracker, line, ledger, stop)
+            with ledger.spent("save"):
+                store.finish()
             line.say(ledger.line())
     return state
 
@@ -91,15 +92,14 @@ def _loop(
                 step += 1
                 late.report(step, step * plan.order.global_batch, sums)  # fetches the step before: devices never wait for us
             last = step == plan.steps or stop.requested
-            if last or _due(step, cfg.eval.every):
-                late.flush()
             if step == plan.steps or _due(step, cfg.eval.every):
                 with ledger.spent("evaluate"):
+                    late.flush()
                     _evaluate(plan, score, state, step, tracker, line)
             store.check()
             if last or _due(step, cfg.checkpoint.every) or time.monotonic() - saved_at >= cfg.checkpoint.every_s:
-                late.flush()  # what the log says of a saved step must be in the log before the save
                 with ledger.spent("save"):
+                    late.flush()  # what the log says of a saved step must be in the log before the save
                     position = step * plan.order.global_batch
                     store.save(state, dataclasses.replace(run, step=step, next_example=position, ledger=ledger.totals()))
                 saved_at = time.monotonic()

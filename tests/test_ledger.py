@@ -1,0 +1,62 @@
+"""The time ledger, against a clock that the test moves."""
+
+import pytest
+
+from mlprod import ledger
+from mlprod.ledger import Ledger
+
+
+class Clock:
+    """Stands in for the module `time`."""
+
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(ledger, "time", clock)
+    return clock
+
+
+def test_nested_activities_are_counted_once_and_the_rest_is_told(clock):
+    """Inner time is the inner activity's alone, at any depth and twice over; what no activity claims is unattributed."""
+    spent = Ledger()
+    clock.now += 2  # claimed by none
+    with spent.spent("step"):
+        clock.now += 4
+        with spent.spent("save"):
+            clock.now += 8
+            with spent.spent("data"):
+                clock.now += 16
+        with spent.spent("data"):
+            clock.now += 32
+        clock.now += 64
+    with spent.spent("step"):
+        clock.now += 128
+    assert spent.seconds == {"step": 4 + 64 + 128, "save": 8, "data": 16 + 32}
+    assert spent.elapsed() == 254
+    assert spent.line() == "time: 254.0 s = step 196.0, data 48.0, save 8.0, unattributed 2.0 (0.8%)"
+
+
+def test_what_fails_is_counted_too(clock):
+    spent = Ledger()
+    with pytest.raises(ValueError, match="inside"), spent.spent("outer"), spent.spent("inner"):
+        clock.now += 3
+        raise ValueError("inside")
+    with spent.spent("after"):
+        clock.now += 5
+    assert spent.seconds == {"inner": 3, "outer": 0, "after": 5}
+
+
+def test_totals_go_on_from_earlier_attempts(clock):
+    """And a later attempt's line tells its own time only."""
+    spent = Ledger({"step": 10.0, "gone": 1.0})
+    with spent.spent("step"):
+        clock.now += 3
+    assert spent.totals() == {"gone": 1.0, "step": 13.0}
+    assert Ledger(spent.totals()).totals() == spent.totals()
+    assert spent.line() == "time: 3.0 s = step 3.0, unattributed 0.0 (0.0%)"
