@@ -15,6 +15,7 @@ import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from mlprod.errors import ConfigError, nearest
 
@@ -350,6 +351,9 @@ def _validate_etl(etl: EtlConfig) -> None:
     """The rules between the fields of `config.etl`."""
     if etl.group_rows & (etl.group_rows - 1):
         raise ConfigError(f"config.etl.group_rows={etl.group_rows} must be a power of two")
+    password = urlsplit(etl.source.url).password if isinstance(etl.source, SqlSource) else None
+    if password and not password.startswith("$"):
+        raise ConfigError("config.etl.source.url holds a password; write $NAME in its place and set the environment variable NAME")
     names = [column.name for column in etl.columns]
     doubles = sorted({name for name in names if names.count(name) > 1})
     if doubles:

@@ -42,7 +42,7 @@ def test_the_newest_version_is_read(published, tmp_path):
 
 
 def test_without_a_manifest_there_is_no_version(tmp_path):
-    with pytest.raises(DataError, match="has no dataset version : run `mlprod etl`"):
+    with pytest.raises(DataError, match="has no dataset version"):
         read(tmp_path / "nothing")
 
 
@@ -135,7 +135,10 @@ def test_the_id_stands_for_content_and_not_for_files(published):
         {"splits": with_shard(groups=(shard.groups[0] - 1, *shard.groups[1:]))},
         {"splits": with_shard(sums=(shard.sums[1], shard.sums[0], *shard.sums[2:]))},
         {"splits": {**published.splits, "train": published.splits["eval"], "eval": published.splits["train"]}},
-        *({"columns": (dataclasses.replace(first, **{field: "other"}), *others)} for field in ("name", "type", "dtype", "role", "kind")),
+        *(
+            {"columns": (dataclasses.replace(first, **{field: "other"}), *others)}
+            for field in ("name", "type", "dtype", "role", "kind")
+        ),
         {"columns": (dataclasses.replace(first, shape=(2,)), *others)},
         {"columns": (dataclasses.replace(first, vocabulary_size=1), *others)},
     ]

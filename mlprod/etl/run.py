@@ -34,7 +34,6 @@ from mlprod.hashing import HASH_VERSION, hash_columns
 from mlprod.manifest import SPLITS, Manifest
 
 ETL_VERSION = 1  # of this program: another version builds anew
-_BITS_PER_ROW = 8
 
 
 def source_columns(etl: EtlConfig) -> list[Column]:
@@ -92,18 +91,12 @@ def _check_missing(etl: EtlConfig, rows: pa.Table) -> None:
             )
 
 
-def _spill_bits(etl: EtlConfig, expected_rows: int) -> int:
-    """Returns the bits to cut by for a number of rows (-1: unknown, as many as there can be), at 16 bytes a value."""
-    row_bytes = 16 * (len(etl.columns) + _BITS_PER_ROW)
-    return spill.num_bits(row_bytes * expected_rows if expected_rows >= 0 else 1 << 62, etl.memory_bytes)
-
-
-def extract(etl: EtlConfig, work: Path, expected_rows: int) -> report.Counts:
+def extract(etl: EtlConfig, work: Path, expected_bytes: int) -> report.Counts:
     """Reads the source into `work/keys`, partitioned by key hash, so that all rows of a key meet in one bucket."""
     counts = report.Counts()
     columns = [*source_columns(etl), label_column(etl)]
     chunks = sources.chunks(etl.source, [c.name for c in columns], etl.chunk_rows)
-    with spill.Spill(work / "keys", _spill_bits(etl, expected_rows)) as out:
+    with spill.Spill(work / "keys", spill.num_bits(expected_bytes, etl.memory_bytes)) as out:
         for i, rows in enumerate(rows_of(etl, columns, chunks)):
             labelled = rows.filter(pc.is_valid(rows[etl.label.column]))
             counts.read += rows.num_rows
@@ -148,7 +141,7 @@ def _stage(work: Path, name: str) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def _settled(etl: EtlConfig, work: Path, expected_rows: int) -> report.Counts:
+def _settled(etl: EtlConfig, work: Path, expected_bytes: int) -> report.Counts:
     """Extracts and settles; a stage that an earlier attempt at the same build completed is taken as it is."""
     done = _stage(work, "settled")
     if done is not None:
@@ -156,7 +149,7 @@ def _settled(etl: EtlConfig, work: Path, expected_rows: int) -> report.Counts:
     extracted = _stage(work, "extracted")
     if extracted is None:
         shutil.rmtree(work / "keys", ignore_errors=True)
-        extracted = asdict(extract(etl, work, expected_rows))
+        extracted = asdict(extract(etl, work, expected_bytes))
         manifest.write_atomically(work / "extracted.json", json.dumps(extracted))
     for name in SPLITS:
         shutil.rmtree(work / name, ignore_errors=True)
@@ -304,7 +297,7 @@ def build(cfg: Config) -> tuple[Manifest, bool]:
     with _held(dataset):
         work = _work(dataset, key)
         work.mkdir(parents=True, exist_ok=True, mode=0o700)
-        counts = _settled(etl, work, identity.rows)
+        counts = _settled(etl, work, identity.expected_bytes)
         if sources.identify(etl.source, names).description != identity.description:
             shutil.rmtree(work)
             raise DataError("the source changed while it was read (its count or watermark differs); run `mlprod etl` again")

@@ -25,6 +25,8 @@ from mlprod.etl.schema import Loose, cast_strictly, require
 from mlprod.manifest import sha256_file
 
 NULLS = frozenset({"", "NA"})
+_VALUE_BYTES, _HASH_BYTES = 16, 96  # of a value, and of a row's hashes and row id, in a spilled row
+_CSV_FACTOR = 4  # a short CSV row is several times larger with its hashes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +34,7 @@ class Identity:
     """What tells whether a source changed since it was read. `stable`: equal identities mean equal rows."""
 
     description: dict[str, Any]
-    rows: int  # -1: not known before reading
+    expected_bytes: int  # in memory, roughly: sizes the external sort
     stable: bool
 
 
@@ -168,7 +170,9 @@ def _sql_identity(source: SqlSource, names: Sequence[str]) -> Identity:
     compiled = statement.compile(engine)
     parameters = {k: str(v) for k, v in compiled.params.items()}
     query = {"query": str(compiled), "parameters": parameters, "rows": rows, "joined_rows": joined, "watermark": str(newest)}
-    return Identity(description=query, rows=rows, stable=bool(source.watermark))
+    return Identity(
+        description=query, expected_bytes=rows * (len(names) * _VALUE_BYTES + _HASH_BYTES), stable=bool(source.watermark)
+    )
 
 
 # ---- CSV files ---------------------------------------------------------------------------------------------------------
@@ -249,7 +253,8 @@ def _(source: CsvSource, names: Sequence[str], chunk_rows: int) -> Iterator[Loos
 
 @identify.register
 def _(source: CsvSource, names: Sequence[str]) -> Identity:
-    return Identity(description=_file_identity(source.path), rows=-1, stable=True)
+    described = _file_identity(source.path)
+    return Identity(description=described, expected_bytes=_CSV_FACTOR * described["bytes"], stable=True)
 
 
 def _file_identity(path: str) -> dict[str, Any]:

@@ -1,0 +1,156 @@
+"""Buckets, duplicates and row ids, and splits: the same whatever the chunks, and even where hashes collide."""
+
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlprod.config import ByGroup, ByHash
+from mlprod.errors import DataError
+from mlprod.etl import spill, split
+from mlprod.etl.schema import hashable
+from mlprod.etl.settle import KEY, ORDER, ROW, ROW_ID, SPLIT, TIE, in_stored_order, settle
+from mlprod.hashing import MASK, PAD_ID, Hash128, hash_columns, key, mix_array
+
+ROWS = st.lists(st.tuples(st.integers(0, 3), st.none() | st.sampled_from(["", "a", "b"])), max_size=24)
+
+# ---- the external sort's first half ------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, MASK), max_size=40), st.integers(0, 8), st.integers(1, 41))
+def test_buckets_in_order_each_sorted_are_all_rows_sorted(tmp_path_factory, words, bits, chunk):
+    folder = tmp_path_factory.mktemp("spill")
+    with spill.Spill(folder, bits) as out:
+        for i in range(0, len(words), chunk):
+            hashes = np.array(words[i : i + chunk], np.uint64)
+            out.add(pa.table({"h": hashes, "i": np.arange(i, i + len(hashes))}), hashes)
+    tables = list(spill.read_all(folder))
+    assert [w for t in tables for w in sorted(t["h"].to_pylist())] == sorted(words)
+    assert all(words[i] == w for t in tables for w, i in zip(t["h"].to_pylist(), t["i"].to_pylist(), strict=True)), (
+        "rows stay whole"
+    )
+    assert all(t["i"].to_pylist() == sorted(t["i"].to_pylist()) for t in tables), "and in the order in which they came"
+    assert len(tables) == len({w >> (64 - bits) for w in words}), "an empty bucket is no file"
+    assert [t.column_names for t in spill.read_all(folder, ["i"])] == [["i"]] * len(tables)
+
+
+@pytest.mark.parametrize(
+    "expected, memory, bits",
+    [(0, 1 << 20, 0), (1 << 16, 1 << 20, 0), ((1 << 16) + 1, 1 << 20, 1), (1 << 20, 1 << 20, 4), (1 << 62, 1 << 30, 8)],
+)
+def test_a_bucket_takes_a_sixteenth_of_the_memory(expected, memory, bits):
+    assert spill.num_bits(expected, memory) == bits
+
+
+# ---- equal rows --------------------------------------------------------------------------------------------------------
+
+
+def bucket_of(rows: list[tuple[int, str | None]], hash_bits: int = 64, key_bits: int = 64) -> pa.Table:
+    """Returns rows (n, s) with hashes of which only the top bits are left, and their key `n`."""
+    columns = {"n": pa.array([n for n, _ in rows], pa.int64()), "s": pa.array([s for _, s in rows], pa.string())}
+    out = pa.table(columns)
+    for names, of, bits in ((ROW, ["n", "s"], hash_bits), (KEY, ["n"], key_bits)):
+        hashes = hash_columns({name: hashable(columns[name]) for name in of}, len(rows), 0)
+        kept = np.uint64(MASK << (64 - bits) & MASK)
+        out = out.append_column(names[0], pa.array(hashes.hi & kept))
+        out = out.append_column(names[1], pa.array(hashes.lo & (kept if bits == 64 else np.uint64(0))))
+    return out.append_column(SPLIT, pa.array(np.zeros(len(rows), np.int8)))
+
+
+def settled_rows(settled) -> list[tuple[int, str | None]]:
+    table = in_stored_order(settled.rows)
+    return list(zip(table["n"].to_pylist(), table["s"].to_pylist(), strict=True))
+
+
+@settings(deadline=None, max_examples=100)
+@given(ROWS, st.sampled_from([0, 1, 2, 64]), st.sampled_from(["exact", "none"]), st.randoms(use_true_random=False))
+def test_real_duplicates_are_dropped_or_numbered_even_where_hashes_collide(rows, bits, dedup, random):
+    """Few bits of hash make rows collide; the result is the set (or multiset) of rows, in an order of its own."""
+    settled = settle(bucket_of(rows, bits), ["n", "s"], dedup)
+    wanted = Counter(set(rows)) if dedup == "exact" else Counter(rows)
+    assert Counter(settled_rows(settled)) == wanted
+    assert settled.duplicates == len(rows) - wanted.total()
+    turned = rows.copy()
+    random.shuffle(turned)
+    again = settle(bucket_of(turned, bits), ["n", "s"], dedup)
+    assert in_stored_order(again.rows).equals(in_stored_order(settled.rows)), "the order in which rows came does not count"
+
+
+@settings(deadline=None, max_examples=60)
+@given(ROWS, st.sampled_from([0, 2, 64]))
+def test_row_ids_and_order_hashes_tell_rows_apart(rows, bits):
+    """Copies of a row do not lie side by side: each but the first has an order hash of its own."""
+    table = settle(bucket_of(rows, bits), ["n", "s"], "none").rows
+    ids = table[ROW_ID].to_pylist()
+    assert len(set(ids)) == len(rows)
+    assert PAD_ID not in ids
+    orders = set(zip(*(table[name].to_pylist() for name in (*ORDER, TIE, *KEY)), strict=True))
+    assert len(orders) == len(rows)
+    first = {}
+    for row, hi, order in zip(settled_pairs(table), table[ROW[0]].to_pylist(), table[ORDER[0]].to_pylist(), strict=True):
+        first.setdefault(row, []).append(hi == order)
+    assert all(kept.count(True) == 1 for kept in first.values()), "the first copy keeps the row's own hash"
+
+
+def settled_pairs(table: pa.Table) -> list[tuple[int, str | None]]:
+    return list(zip(table["n"].to_pylist(), table["s"].to_pylist(), strict=True))
+
+
+def test_a_row_id_follows_from_the_key_and_the_rank_under_it():
+    """Rows of other keys change nothing; the same key has the same ids."""
+    alone = settle(bucket_of([(1, "a"), (1, "b")]), ["n", "s"], "exact").rows
+    among = settle(bucket_of([(0, "z"), (1, "b"), (2, None), (1, "a"), (1, "a")]), ["n", "s"], "exact").rows
+    ids = [dict(zip(settled_pairs(t), t[ROW_ID].to_pylist(), strict=True)) for t in (alone, among)]
+    assert ids[0] == {row: i for row, i in ids[1].items() if row[0] == 1}
+
+
+def test_a_key_in_two_splits_is_refused():
+    bucket = bucket_of([(1, "a"), (1, "b"), (2, "a")])
+    torn = bucket.set_column(bucket.column_names.index(SPLIT), SPLIT, pa.array(np.array([0, 1, 2], np.int8)))
+    with pytest.raises(DataError, match=r"1 key\(s\) have rows in two splits"):
+        settle(torn, ["n", "s"], "exact")
+    assert settle(torn.slice(1), ["n", "s"], "exact").rows.num_rows == 2
+
+
+# ---- splits ------------------------------------------------------------------------------------------------------------
+
+
+def assigned(kind, numbers: list[int], seed: int = 0) -> list[int]:
+    """Returns the splits of rows with group n // 10 and key n."""
+    rows = pa.table({"group": pa.array([n // 10 for n in numbers], pa.int64())})
+    words = mix_array(np.array(numbers, np.uint64))
+    return split.assign(kind, rows, Hash128(words, words), seed).tolist()
+
+
+def test_shares_are_about_as_asked():
+    numbers = list(range(50_000))
+    for kind in (ByHash(eval=0.2, test=0.1), ByGroup(columns=("group",), eval=0.2, test=0.1)):
+        found = assigned(kind, numbers)
+        assert [round(found.count(code) / len(found), 1) for code in (0, 1, 2)] == [0.7, 0.2, 0.1]
+
+
+@pytest.mark.parametrize(
+    "kind", [ByHash(eval=0.3, test=0.3), ByGroup(columns=("group",), eval=0.3, test=0.3)], ids=["hash", "group"]
+)
+def test_a_row_never_moves_when_others_come_or_go(kind):
+    numbers = [key(i) % 300 for i in range(200)]
+    whole = assigned(kind, numbers)
+    assert assigned(kind, numbers[::3]) == whole[::3]
+    assert assigned(kind, numbers[::-1]) == whole[::-1]
+    assert assigned(kind, numbers, seed=1) != whole
+
+
+def test_a_group_goes_to_one_split():
+    found = assigned(ByGroup(columns=("group",), eval=0.3, test=0.3), list(range(300)))
+    groups = [set(found[i : i + 10]) for i in range(0, 300, 10)]
+    assert all(len(codes) == 1 for codes in groups)
+    assert set().union(*groups) == {0, 1, 2}
+
+
+def test_no_share_leaves_everything_to_training():
+    assert set(assigned(ByHash(eval=0.0, test=0.0), list(range(1000)))) == {0}
+    assert split.counts(np.array([0, 2, 2]), ("train", "eval", "test")) == {"train": 1, "eval": 0, "test": 2}
