@@ -353,7 +353,7 @@ def _validate_etl(etl: EtlConfig) -> None:
         raise ConfigError(f"config.etl.group_rows={etl.group_rows} must be a power of two")
     password = urlsplit(etl.source.url).password if isinstance(etl.source, SqlSource) else None
     if password and not password.startswith("$"):
-        raise ConfigError("config.etl.source.url holds a password; write $NAME in its place and set the environment variable NAME")
+        raise ConfigError("config.etl.source.url holds a password; write $NAME in its place and set NAME in the environment")
     names = [column.name for column in etl.columns]
     doubles = sorted({name for name in names if names.count(name) > 1})
     if doubles:

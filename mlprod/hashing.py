@@ -83,10 +83,6 @@ class Hash128:
         """Returns the hashes at `index` (int[K] or bool[B])."""
         return Hash128(self.hi[index], self.lo[index])
 
-    def order(self) -> np.ndarray:
-        """Returns int64[B]: the stable order that sorts the hashes ascending."""
-        return np.lexsort((self.lo, self.hi))
-
 
 def float_words(values: np.ndarray) -> np.ndarray:
     """Returns uint64[B]: the bits of float64[B] with -0.0 as 0.0 and one NaN, so that equal values hash equal."""

@@ -1,6 +1,5 @@
 """Which split a row belongs to: a pure function of its own values, so no row ever moves when others come or go."""
 
-from collections.abc import Sequence
 from functools import singledispatch
 from typing import Any
 
@@ -35,9 +34,3 @@ def _(split: ByGroup, rows: pa.Table, identity: Hash128, seed: int) -> np.ndarra
 @assign.register
 def _(split: ByHash, rows: pa.Table, identity: Hash128, seed: int) -> np.ndarray:
     return _cut(identity.hi, seed, split.eval, split.test)
-
-
-def counts(codes: np.ndarray, names: Sequence[str]) -> dict[str, int]:
-    """Returns {split name: rows} of split codes int8[B]."""
-    found = np.bincount(codes, minlength=len(names))
-    return {name: int(n) for name, n in zip(names, found, strict=True)}

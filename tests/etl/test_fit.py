@@ -1,6 +1,7 @@
 """What is fitted equals a plain statement of it, however the rows are cut into chunks."""
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +27,7 @@ def with_nulls(values):
 def cut(column: pa.Array, sizes: list[int]):
     """Returns a function that yields the column `c` in tables of the given sizes, and the rest."""
     bounds = np.minimum(np.cumsum([0, *sizes]), len(column)).tolist() + [len(column)]
-    pieces = [pa.table({"c": column.slice(a, b - a)}) for a, b in zip(bounds, bounds[1:], strict=False)]
+    pieces = [pa.table({"c": column.slice(a, b - a)}) for a, b in pairwise(bounds)]
     return lambda: iter(pieces)
 
 
@@ -43,7 +44,9 @@ def test_sortable_words_keep_the_order(floats, ints):
 @given(st.data(), st.lists(st.integers(0, 9), max_size=4))
 def test_a_median_is_the_lower_middle_element(data, sizes):
     """Of any mixture of nulls, ties, signs and exponents; as sorted() has it, and of the column's type."""
-    kind, values, arrow = data.draw(st.sampled_from([("int64", INTS, pa.int64()), ("float64", FLOATS, pa.float64()), ("bool", st.booleans(), pa.bool_())]))
+    kind, values, arrow = data.draw(
+        st.sampled_from([("int64", INTS, pa.int64()), ("float64", FLOATS, pa.float64()), ("bool", st.booleans(), pa.bool_())])
+    )
     column = data.draw(with_nulls(values))
     there = sorted(v for v in column if v is not None)
     found = lower_medians(cut(pa.array(column, arrow), sizes), [numeric("c", type=kind)])["c"]
@@ -56,7 +59,13 @@ def test_a_median_is_the_lower_middle_element(data, sizes):
 def test_a_vocabulary_is_the_values_that_are_not_too_rare(data, min_count, sizes):
     """As a plain Counter has it, in the order of sorted()."""
     kind, values, arrow = data.draw(
-        st.sampled_from([("int64", INTS | st.integers(-12, 12), pa.int64()), ("string", TEXT, pa.string()), ("bool", st.booleans(), pa.bool_())])
+        st.sampled_from(
+            [
+                ("int64", INTS | st.integers(-12, 12), pa.int64()),
+                ("string", TEXT, pa.string()),
+                ("bool", st.booleans(), pa.bool_()),
+            ]
+        )
     )
     column = data.draw(with_nulls(values))
     counted = Counter(str(int(v)) if kind == "bool" else str(v) for v in column if v is not None)
@@ -66,7 +75,12 @@ def test_a_vocabulary_is_the_values_that_are_not_too_rare(data, min_count, sizes
 
 def test_several_columns_are_fitted_at_once_in_the_declared_order():
     table = pa.table({"x": [3.0, None, 1.0, 2.0], "n": [5, -5, None, None], "s": ["b", "b", None, "a"]})
-    columns = [categorical("s", min_count=2), numeric("x"), Column(name="key", type="int64", role="input"), numeric("n", type="int64")]
+    columns = [
+        categorical("s", min_count=2),
+        numeric("x"),
+        Column(name="key", type="int64", role="input"),
+        numeric("n", type="int64"),
+    ]
     spec = fit(lambda: iter([table.slice(0, 1), table.slice(1)]), columns)
     assert [(f.name, f.kind, f.fill, f.vocabulary) for f in spec.features] == [
         ("s", "categorical", 0.0, ("b",)), ("x", "numeric", 2.0, ()), ("n", "numeric", -5.0, ())

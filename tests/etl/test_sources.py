@@ -135,7 +135,7 @@ def test_filters_are_a_half_open_range_of_bound_parameters(flights, start, stop)
     wanted = {i for i, *_, day in FLIGHTS if (start or "0") <= day < (stop or "9")}
     identity = identify(source, ["id"])
     assert {i for (i,) in rows_of(source, ["id"])} == wanted
-    assert identity.rows == len(wanted)
+    assert identity.description["rows"] == len(wanted)
     assert "2013" not in identity.description["query"]
     assert sorted(identity.description["parameters"].values()) == sorted({"1"} | {start, stop} - {""}), "plus, start and stop"
 
