@@ -92,7 +92,7 @@ def _check_leaves(saved: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, M
         )
 
 
-class Damaged(Exception):
+class Damaged(CheckpointError):
     """A saved step is not what was saved; the reason is its text."""
 
 

@@ -38,7 +38,8 @@ def start(cfg: RuntimeConfig) -> None:
         os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_DETERMINISTIC]).strip()
     if cfg.platform:
         jax.config.update("jax_platforms", cfg.platform)
-    jax.config.update("jax_num_cpu_devices", cfg.num_cpu_devices)
+    if cfg.num_cpu_devices > 1:
+        jax.config.update("jax_num_cpu_devices", cfg.num_cpu_devices)
     if cfg.compile_cache:
         jax.config.update("jax_compilation_cache_dir", cfg.compile_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -20,10 +20,10 @@ def small_config(folder: Path, text: str | None = None, columns: tuple[Column, .
     folder.mkdir(parents=True, exist_ok=True)
     if text is not None:
         (folder / "rows.csv").write_text(text, encoding="utf-8")
-    etl = {"source": CsvSource(path=str(folder / "rows.csv")), "split": ByHash(eval=0.1, test=0.1), "group_rows": 16} | etl
+    usual = {"source": CsvSource(path=str(folder / "rows.csv")), "label": Label(column="y"), "split": ByHash(eval=0.1, test=0.1)}
     return Config(
         name="small", workdir=str(folder / "run"), dataset=str(folder / "dataset"), steps=1,
-        etl=EtlConfig(columns=columns, label=Label(column="y"), **etl), model=MLPConfig(hidden=(4,)),
+        etl=EtlConfig(**{"columns": columns, "group_rows": 16, **usual, **etl}), model=MLPConfig(hidden=(4,)),
     )  # fmt: skip
 
 

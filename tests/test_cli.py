@@ -105,7 +105,7 @@ WORDS = {
     "a bare --config": (["train", "--config"], "argument --config: expected one argument; try `mlprod train --help`"),
     "no file": (["train", "--config", "none.py"], "--config=none.py: no such file; give the path of a Python file"),
     "no output": (argv("predict"), "the following arguments are required: --output; try `mlprod predict --help`"),
-    "a step that is none": (argv("evaluate", "--step=x"), "argument --step: invalid int value: 'x'; try `mlprod "),
+    "a step that is none": (argv("evaluate", "--step=x"), "argument --step: ", "'x'", "; try `mlprod evaluate --help`"),
     "a negative step": (argv("evaluate", "--step=-5"), "--step", "-5"),
     "an unknown split": (argv("evaluate", "--split=dev"), "argument --split: invalid choice: 'dev' (choose from ", "train"),
     "a negative limit": (argv("predict", "--output=x", "--limit=-1"), "--limit", "-1"),

@@ -61,7 +61,11 @@ def test_equals_the_plain_statement_and_itself_row_by_row(rows, words, fill):
         "numeric": (np.float32, (len(rows), 3)), "s": (np.int32, (len(rows),)), "i": (np.int32, (len(rows),))
     }  # fmt: skip
     for i, row in enumerate(rows):
-        numbers = [fill if row["x"] is None else row["x"], 7 if row["n"] is None else row["n"], 1 if row["b"] is None else row["b"]]
+        numbers = [
+            fill if row["x"] is None else row["x"],
+            7 if row["n"] is None else row["n"],
+            1 if row["b"] is None else row["b"],
+        ]
         assert whole["numeric"][i].tobytes() == np.array([float(v) for v in numbers], np.float32).tobytes()
         for feature in spec.categorical:
             assert whole[feature.name][i] == plain_id(row[feature.name], feature.vocabulary)
@@ -72,25 +76,33 @@ def test_equals_the_plain_statement_and_itself_row_by_row(rows, words, fill):
 def test_ids_are_unknown_missing_then_the_sorted_vocabulary():
     feature = Feature(name="s", kind="categorical", vocabulary=("", "b", "é"))
     raw = RawColumn(values=np.array(["b", "", "é", "zz", "a", ""]), valid=np.array([True] * 5 + [False]))
-    assert apply(FeatureSpec(features=(feature,)), {"s": raw})["s"].tolist() == [3, 2, 4, UNKNOWN, UNKNOWN, MISSING]
+    assert apply(FeatureSpec(features=(feature,)), {"s": raw})["s"].tolist() == [3, 2, 4, 0, 0, 1]
     assert feature.num_ids == 5, "the largest id is a row of the embedding table"
 
 
 def test_an_empty_vocabulary_knows_no_value():
     raw = RawColumn(values=np.array([3, 0]), valid=np.array([True, False]))
     found = apply(FeatureSpec(features=(Feature(name="i", kind="categorical"),)), {"i": raw})
-    assert found["i"].tolist() == [UNKNOWN, MISSING]
+    assert found["i"].tolist() == [0, 1]
     assert found["numeric"].shape == (2, 0)
 
 
 def test_integers_and_bools_are_decimal_text():
-    assert as_text(np.array([-(1 << 63), -1, 0, (1 << 63) - 1])).tolist() == ["-9223372036854775808", "-1", "0", "9223372036854775807"]
+    assert as_text(np.array([-(1 << 63), -1, 0, (1 << 63) - 1])).tolist() == [
+        "-9223372036854775808",
+        "-1",
+        "0",
+        "9223372036854775807",
+    ]
     assert as_text(np.array([True, False])).tolist() == ["1", "0"]
 
 
 def test_a_missing_column_is_refused():
     with pytest.raises(KeyError, match="x"):
-        apply(FeatureSpec(features=(Feature(name="x", kind="numeric"),)), {"s": RawColumn(values=np.zeros(1), valid=np.ones(1, bool))})
+        apply(
+            FeatureSpec(features=(Feature(name="x", kind="numeric"),)),
+            {"s": RawColumn(values=np.zeros(1), valid=np.ones(1, bool))},
+        )
 
 
 @settings(deadline=None)
@@ -102,7 +114,9 @@ def test_written_and_read_it_is_the_same(words, fill):
     assert dumps(loads(dumps(spec))) == dumps(spec)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"features": [{"name": "x"}]}', '{"features": [{"vocabulary": [], "nam": 1}]}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"features": [{"name": "x"}]}', '{"features": [{"vocabulary": [], "nam": 1}]}']
+)
 def test_what_is_no_transform_is_refused(text):
     with pytest.raises(DataError, match="not a fitted transform"):
         loads(text)

@@ -30,7 +30,8 @@ PLACES = {name: (rank, i) for rank, row in enumerate(ROWS) for i, name in enumer
 
 DOORS = {  # dependency -> the only modules (or packages of ours) that import it
     "orbax": {"checkpoint"}, "wandb": {"tracking"}, "grain": {"data"}, "pandas": {"etl"}, "sqlalchemy": {"etl"},
-    "ml_collections": {"recipe"}, "absl": {"recipe"}, "importlib": {"cli", "runtime", "etl"}, "runpy": {"recipe"}, "subprocess": {"cli"},
+    "ml_collections": {"recipe"}, "absl": {"recipe"}, "importlib": {"cli", "runtime", "etl"}, "runpy": {"recipe"},
+    "subprocess": {"cli"},
 }  # fmt: skip
 BANNED = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "imp", "yaml", "random"}
 

@@ -44,9 +44,14 @@ def test_nested_activities_are_counted_once_and_the_rest_is_told(clock):
 
 def test_what_fails_is_counted_too(clock):
     spent = Ledger()
-    with pytest.raises(ValueError, match="inside"), spent.spent("outer"), spent.spent("inner"):
-        clock.now += 3
-        raise ValueError("inside")
+
+    def fail():
+        with spent.spent("outer"), spent.spent("inner"):
+            clock.now += 3
+            raise ValueError("inside")
+
+    with pytest.raises(ValueError, match="inside"):
+        fail()
     with spent.spent("after"):
         clock.now += 5
     assert spent.seconds == {"inner": 3, "outer": 0, "after": 5}

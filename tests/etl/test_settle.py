@@ -13,7 +13,7 @@ from mlprod.errors import DataError
 from mlprod.etl import spill, split
 from mlprod.etl.schema import hashable
 from mlprod.etl.settle import KEY, ORDER, ROW, ROW_ID, SPLIT, TIE, in_stored_order, settle
-from mlprod.hashing import MASK, PAD_ID, Hash128, hash_columns, key, mix_array
+from mlprod.hashing import MASK, PAD_ID, Hash128, hash_columns, key, mix, mix_array
 
 ROWS = st.lists(st.tuples(st.integers(0, 3), st.none() | st.sampled_from(["", "a", "b"])), max_size=24)
 
@@ -84,16 +84,17 @@ def test_real_duplicates_are_dropped_or_numbered_even_where_hashes_collide(rows,
 @given(ROWS, st.sampled_from([0, 2, 64]))
 def test_row_ids_and_order_hashes_tell_rows_apart(rows, bits):
     """Copies of a row do not lie side by side: each but the first has an order hash of its own."""
-    table = settle(bucket_of(rows, bits), ["n", "s"], "none").rows
+    table = settle(bucket_of(rows, bits, bits), ["n", "s"], "none").rows
     ids = table[ROW_ID].to_pylist()
     assert len(set(ids)) == len(rows)
     assert PAD_ID not in ids
-    orders = set(zip(*(table[name].to_pylist() for name in (*ORDER, TIE, *KEY)), strict=True))
+    orders = set(zip(*(table[name].to_pylist() for name in (*ORDER, TIE)), strict=True))
     assert len(orders) == len(rows)
     first = {}
     for row, hi, order in zip(settled_pairs(table), table[ROW[0]].to_pylist(), table[ORDER[0]].to_pylist(), strict=True):
         first.setdefault(row, []).append(hi == order)
     assert all(kept.count(True) == 1 for kept in first.values()), "the first copy keeps the row's own hash"
+    assert in_stored_order(table.take(np.arange(len(rows))[::-1])).equals(in_stored_order(table))
 
 
 def settled_pairs(table: pa.Table) -> list[tuple[int, str | None]]:
@@ -106,6 +107,23 @@ def test_a_row_id_follows_from_the_key_and_the_rank_under_it():
     among = settle(bucket_of([(0, "z"), (1, "b"), (2, None), (1, "a"), (1, "a")]), ["n", "s"], "exact").rows
     ids = [dict(zip(settled_pairs(t), t[ROW_ID].to_pylist(), strict=True)) for t in (alone, among)]
     assert ids[0] == {row: i for row, i in ids[1].items() if row[0] == 1}
+
+
+def unmix(x: int) -> int:
+    """Returns the word whose `mix` is x."""
+    x ^= x >> 31 ^ x >> 62
+    x = x * pow(0x94D049BB133111EB, -1, 1 << 64) & MASK
+    x ^= x >> 27 ^ x >> 54
+    x = x * pow(0xBF58476D1CE4E5B9, -1, 1 << 64) & MASK
+    return x ^ x >> 30 ^ x >> 60
+
+
+def test_no_row_has_the_id_of_the_padding():
+    """Not even the one key in 2^64 whose mixed hash is the pad's."""
+    bucket = bucket_of([(1, "a")])
+    hi = pa.array([unmix(PAD_ID) ^ mix(1)], pa.uint64())
+    bucket = bucket.set_column(bucket.column_names.index(KEY[0]), KEY[0], hi)
+    assert settle(bucket, ["n", "s"], "exact").rows[ROW_ID].to_pylist() == [0]
 
 
 def test_a_key_in_two_splits_is_refused():
@@ -153,4 +171,3 @@ def test_a_group_goes_to_one_split():
 
 def test_no_share_leaves_everything_to_training():
     assert set(assigned(ByHash(eval=0.0, test=0.0), list(range(1000)))) == {0}
-    assert split.counts(np.array([0, 2, 2]), ("train", "eval", "test")) == {"train": 1, "eval": 0, "test": 2}
