@@ -5,12 +5,14 @@ Promise: what `check` accepts, `train` starts; both make the same plan.
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 from rich.console import Console
 from rich.table import Table
 
+from mlprod import runtime
 from mlprod.config import Config
 from mlprod.order import batches_per_epoch, plan_epoch, reads_per_byte
 from mlprod.plan import Plan, make_plan
@@ -80,4 +82,6 @@ def show(plan: Plan) -> None:
 def main(cfg: Config) -> None:
     """The verb `check`: plans the run, prints the plan, exits 0 when `train` would start."""
     show(make_plan(cfg, jax.devices()))
+    workdir = Path(cfg.workdir)
+    runtime.check_writable(f"config.workdir={cfg.workdir!r}", workdir / "lease")
     print("check: all right")

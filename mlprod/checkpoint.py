@@ -9,7 +9,7 @@ SHA-256. Orbax checks neither dtypes nor its data's bytes, so tables of both are
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,13 @@ def _check_leaves(saved: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, M
             f"the checkpoint of step {step} does not fit config.model and config.optim: {told}; "
             f"use the config it was saved with, or another workdir"
         )
+
+
+Accept = Callable[[RunState], None]  # raises where a run is not to be resumed
+
+
+def _anything(run: RunState) -> None:
+    """Accepts every run."""
 
 
 class Damaged(CheckpointError):
@@ -219,7 +226,9 @@ class Store:
             raise Damaged(f"state/step is {int(fetch(state.step))}")
         return state
 
-    def restore(self, step: int, abstract: TrainState, where: TrainState) -> tuple[TrainState, RunState]:
+    def restore(
+        self, step: int, abstract: TrainState, where: TrainState, accept: Accept = _anything
+    ) -> tuple[TrainState, RunState]:
         """Returns the arrays (with the shardings `where`) and the run JSON of one step, verified.
 
         Raises:
@@ -227,10 +236,13 @@ class Store:
             ConfigError: its arrays are not those of the config.
         """
         run = self.read_run(step)
+        accept(run)
         _check_leaves(run.leaves, leaf_table(abstract), step)
         return self._restore_arrays(step, run, abstract, where), run
 
-    def restore_newest(self, abstract: TrainState, where: TrainState) -> tuple[TrainState, RunState] | None:
+    def restore_newest(
+        self, abstract: TrainState, where: TrainState, accept: Accept = _anything
+    ) -> tuple[TrainState, RunState] | None:
         """Returns the newest step that is what was saved, or None when nothing was ever saved.
 
         A damaged step is named on stderr and, unless read-only, moved to `checkpoints/damaged/`, so that its number is free.
@@ -241,7 +253,7 @@ class Store:
         steps = self.steps()
         for step in reversed(steps):
             try:
-                return self.restore(step, abstract, where)
+                return self.restore(step, abstract, where, accept)
             except Damaged as error:
                 message = f"checkpoint {self._root / f'{step:08d}'} is damaged: {error}"
                 if self._strict:

@@ -31,6 +31,18 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; try `{self.prog} --help`")
 
 
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
+    return int(text)
+
+
+def _file(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("must name a file")
+    return text
+
+
 def _parser(verb: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=f"mlprod {verb}", description=VERBS[verb], allow_abbrev=False, epilog="Fields are set by --config.field=value."
@@ -38,14 +50,14 @@ def _parser(verb: str) -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, metavar="FILE", help="Python file with get_config()")
     parser.add_argument("--debug", action="store_true", help="show a traceback with every error")
     if verb in ("evaluate", "predict"):
-        parser.add_argument("--step", type=int, default=-1, help="of the checkpoint (default: the newest)")
+        parser.add_argument("--step", type=_whole, default=-1, help="of the checkpoint (default: the newest)")
     if verb == "evaluate":
         parser.add_argument("--split", default="eval", choices=("train", "eval", "test"))
         parser.add_argument("--scores", default="", metavar="FILE", help="write row ids, labels and scores to this Parquet file")
     if verb == "predict":
         parser.add_argument("--input", default="", metavar="CSV|URL", help="rows (default: the config's own source)")
-        parser.add_argument("--output", required=True, metavar="FILE", help="Parquet file to write")
-        parser.add_argument("--limit", type=int, default=0, help="score at most so many rows (default: all)")
+        parser.add_argument("--output", required=True, type=_file, metavar="FILE", help="Parquet file to write")
+        parser.add_argument("--limit", type=_whole, default=0, help="score at most so many rows (default: all)")
     return parser
 
 
@@ -91,12 +103,16 @@ def run(argv: Sequence[str]) -> int:
             return 0
         if argv[0] not in VERBS:
             raise UserError(f"there is no verb {argv[0]!r}{nearest(argv[0], VERBS)}")
-        options, overrides = _parser(argv[0]).parse_known_args(list(argv[1:]))
+        parser = _parser(argv[0])
+        options, overrides = parser.parse_known_args(list(argv[1:]))
+        for word in overrides:
+            if word.startswith("--") and not word.startswith(("--config.", "--noconfig.")):
+                parser.error(f"there is no option {word}")
         _run(argv[0], options, overrides)
     except MlprodError as error:
         if debug:
             traceback.print_exc()
-        print(f"mlprod: {error}", file=sys.stderr)
+        print(f"mlprod: {' '.join(str(error).split())}", file=sys.stderr)  # libraries quote with line breaks
         return error.exit_code
     except SystemExit as stop:  # argparse's --help
         return int(stop.code or 0)

@@ -10,16 +10,17 @@ There is no None: an "off" is a value of the field's own type, so that `--config
 
 import dataclasses
 import math
+import re
 import types
-import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from mlprod.errors import ConfigError, nearest
+from mlprod.hints import hints_of, mismatch
 
 MUST, MAY, DATA = "must", "may", "data"
+BELOW_ONE = 1 - 1e-9
 
 
 def knob(
@@ -194,12 +195,12 @@ class LoaderConfig:
 class OptimConfig:
     """AdamW with linear warm-up to `peak_lr` and a cosine to `end_lr`. Loshchilov, Hutter, arXiv:1711.05101."""
 
-    peak_lr: float = knob(1e-3, "at the end of warm-up, for the global batch", low=0.0)
-    end_lr: float = knob(0.0, "at the last step", low=0.0)
+    peak_lr: float = knob(1e-3, "at the end of warm-up, for the global batch", low=0.0, high=1e3)
+    end_lr: float = knob(0.0, "at the last step", low=0.0, high=1e3)
     warmup_steps: int = knob(100, "optimizer updates", unit="steps", low=0)
-    weight_decay: float = knob(1e-4, "of matrices; never of biases or tables", low=0.0)
-    b1: float = knob(0.9, "decay of the first moment", low=0.0, high=1.0)
-    b2: float = knob(0.999, "decay of the second moment", low=0.0, high=1.0)
+    weight_decay: float = knob(1e-4, "of matrices; never of biases or tables", low=0.0, high=1e3)
+    b1: float = knob(0.9, "decay of the first moment", low=0.0, high=BELOW_ONE)
+    b2: float = knob(0.999, "decay of the second moment", low=0.0, high=BELOW_ONE)
     clip_norm: float = knob(1.0, "of the global gradient; inf: no clipping", low=0.0)
 
 
@@ -267,9 +268,9 @@ class Config:
     checkpoint: CheckpointConfig = knob(CheckpointConfig, "saves")
     tracking: TrackingConfig = knob(TrackingConfig, "logs")
     runtime: RuntimeConfig = knob(RuntimeConfig, "the machine")
-    seed: int = knob(0, "of parameters, dropout and the order of examples", rule=MUST, low=0)
-    steps: int = knob(0, "0: as many as `epochs` takes", unit="steps", low=0)
-    epochs: float = knob(0.0, "0: as many as `steps` says", unit="epochs", low=0.0)
+    seed: int = knob(0, "of parameters, dropout and the order of examples", rule=MUST, low=0, high=(1 << 63) - 1)
+    steps: int = knob(0, "0: as many as `epochs` takes", unit="steps", low=0, high=(1 << 31) - 1)
+    epochs: float = knob(0.0, "0: as many as `steps` says", unit="epochs", low=0.0, high=1e6)
     fast_dev_run: bool = knob(False, "three steps of everything, in a folder of its own")
 
 
@@ -278,41 +279,23 @@ class Config:
 
 def walk(section: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any, Any]]:
     """Yields (dotted path, field, type hint, value) of every field below the dataclass `section`, depth first."""
-    hints = typing.get_type_hints(type(section))
+    hints = hints_of(type(section))
     for field in dataclasses.fields(section):
         here, value = f"{path}{field.name}", getattr(section, field.name)
         yield here, field, hints[field.name], value
-        if dataclasses.is_dataclass(value):
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
             yield from walk(value, f"{here}.")
         elif isinstance(value, tuple):
             for i, item in enumerate(value):
-                if dataclasses.is_dataclass(item):
+                if dataclasses.is_dataclass(item) and not isinstance(item, type):
                     yield from walk(item, f"{here}[{i}].")
-
-
-def _has_type(value: Any, hint: Any) -> bool:
-    """Whether `value` is of the type `hint`, elements of tuples and dicts included; an int passes for a float."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return True
-    if origin is types.UnionType:
-        return any(_has_type(value, arg) for arg in args)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_has_type(item, args[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(_has_type(k, args[0]) and _has_type(v, args[1]) for k, v in value.items())
-    if origin is not None:  # Callable
-        return callable(value)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 
 def _check_field(path: str, field: dataclasses.Field[Any], hint: Any, value: Any) -> None:
     """Raises ConfigError when the field's value has another type than declared, or lies outside its choices or range."""
-    name = getattr(hint, "__name__", None) if typing.get_origin(hint) is None else str(hint)
-    if not _has_type(value, hint):
-        raise ConfigError(f"config.{path}={value!r} is {type(value).__name__}, not {str(name).replace('mlprod.config.', '')}")
+    wrong = mismatch(value, hint)
+    if wrong:
+        raise ConfigError(f"config.{path}={wrong}")
     meta = field.metadata
     choices, low, high = meta.get("choices", ()), meta.get("low", -math.inf), meta.get("high", math.inf)
     if choices and value not in choices:
@@ -331,6 +314,11 @@ def validate(cfg: Config) -> None:
     """
     for path, field, hint, value in walk(cfg):
         _check_field(path, field, hint, value)
+    if isinstance(cfg.model, type):
+        raise ConfigError(f"config.model={cfg.model.__name__} is a class; call it: {cfg.model.__name__}()")
+    for path, folder in (("workdir", cfg.workdir), ("dataset", cfg.dataset)):
+        if not folder:
+            raise ConfigError(f"config.{path}='' must name a folder")
     if not dataclasses.is_dataclass(cfg.model) or not callable(getattr(cfg.model, "build", None)):
         raise ConfigError(f"config.model={type(cfg.model).__name__} must be a dataclass with build(features, rngs)")
     if (cfg.steps > 0) == (cfg.epochs > 0):
@@ -347,13 +335,25 @@ def validate(cfg: Config) -> None:
 RESERVED = ("numeric", "label", "weight", "row_id")  # keys of a batch that are not columns
 
 
+_PASSWORD = re.compile(r"://[^:@?]*:(?!\$(\w+|\{\w+\})@)[^@]+@|[?&](password|passwd|pwd|odbc_connect)=(?!\$)", re.IGNORECASE)
+
+
+def refuse_password(field: str, url: str) -> None:
+    """Raises ConfigError when a database URL holds a password as it is: it would be kept beside the run."""
+    if _PASSWORD.search(url):
+        raise ConfigError(f"{field} holds a password; write $NAME in its place and set NAME in the environment")
+
+
 def _validate_etl(etl: EtlConfig) -> None:
     """The rules between the fields of `config.etl`."""
     if etl.group_rows & (etl.group_rows - 1):
         raise ConfigError(f"config.etl.group_rows={etl.group_rows} must be a power of two")
-    password = urlsplit(etl.source.url).password if isinstance(etl.source, SqlSource) else None
-    if password and not password.startswith("$"):
-        raise ConfigError("config.etl.source.url holds a password; write $NAME in its place and set NAME in the environment")
+    if isinstance(etl.source, SqlSource):
+        refuse_password("config.etl.source.url", etl.source.url)
+    elif len(etl.source.delimiter) != 1:
+        raise ConfigError(f"config.etl.source.delimiter={etl.source.delimiter!r} must be one character")
+    if not isinstance(etl.transform, types.FunctionType):
+        raise ConfigError(f"config.etl.transform={etl.transform!r} must be a function made by def: its source is kept")
     names = [column.name for column in etl.columns]
     doubles = sorted({name for name in names if names.count(name) > 1})
     if doubles:
@@ -371,6 +371,11 @@ def _validate_etl(etl: EtlConfig) -> None:
             raise ConfigError(
                 f"config.etl.columns: {column.name!r} is {column.type}; a categorical must be string, int64 or bool"
             )
+    clash = next((name for name in names if name.startswith("key_") and name.removeprefix("key_") in etl.key), None)
+    if clash:
+        raise ConfigError(
+            f"config.etl.columns: {clash!r} is the stored name of the key column {clash.removeprefix('key_')!r}; rename it"
+        )
     if etl.label.column in names:
         raise ConfigError(
             f"config.etl.label.column={etl.label.column!r} is also in config.etl.columns; the label must not be a feature"
@@ -379,8 +384,12 @@ def _validate_etl(etl: EtlConfig) -> None:
         raise ConfigError("config.etl.columns has no column with role 'feature'")
     if etl.split.eval + etl.split.test >= 1:
         raise ConfigError(f"config.etl.split: eval={etl.split.eval} + test={etl.split.test} leave nothing to train on")
-    groups = etl.split.columns if isinstance(etl.split, ByGroup) else ()
-    for field, named in (("split.columns", groups), ("key", etl.key)):
+    groups = etl.split.columns if isinstance(etl.split, ByGroup) else None
+    if groups == ():
+        raise ConfigError("config.etl.split.columns=() must name a column; ByHash() splits row by row")
+    for field, named in (("split.columns", groups or ()), ("key", etl.key)):
         for name in named:
             if name not in names:
                 raise ConfigError(f"config.etl.{field}: {name!r} is not in config.etl.columns{nearest(name, names)}")
+            if named.count(name) > 1:
+                raise ConfigError(f"config.etl.{field} names {name!r} twice")

@@ -19,6 +19,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from mlprod import runtime
 from mlprod.checkpoint import RunState, Store
 from mlprod.config import Config
 from mlprod.data.loader import eval_batches
@@ -83,6 +84,18 @@ def restore_for(plan: Plan, step: int) -> tuple[TrainState, RunState]:
     return found
 
 
+def check_output(option: str, path: str) -> Path:
+    """Returns the path of a file to be written.
+
+    Raises:
+        WorkdirError: it is a folder, or lies below what is no folder.
+    """
+    if Path(path).is_dir():
+        raise WorkdirError(f"{option}={path} cannot be written: it is a folder; give a file's name")
+    runtime.check_writable(f"{option}={path}", Path(path))
+    return Path(path)
+
+
 class ScoreFile:
     """A Parquet file of row ids, labels and scores, written batch by batch."""
 
@@ -115,6 +128,8 @@ def show(metrics: dict[str, float], title: str) -> None:
 
 def main(cfg: Config, options: argparse.Namespace) -> None:
     """The verb `evaluate`: prints metrics of a checkpoint on a split, and keeps them as JSON in the run's folder."""
+    if options.scores:
+        check_output("--scores", options.scores)
     plan = make_plan(cfg, jax.devices())
     if not plan.manifest.num_rows(options.split):
         raise DataError(f"--split={options.split} of {cfg.dataset} has no rows; raise its share in config.etl.split")

@@ -84,7 +84,8 @@ def _encode(feature: Feature, raw: RawColumn) -> np.ndarray:
 
 def _fill(feature: Feature, raw: RawColumn) -> np.ndarray:
     """Returns float32[B]: the values, with the training median where there is none."""
-    return np.where(raw.valid, raw.values, feature.fill).astype(np.float32)
+    with np.errstate(over="ignore"):  # ETL refuses such a value, and `predict` gives its row a reason instead of a score
+        return np.where(raw.valid, raw.values, feature.fill).astype(np.float32)
 
 
 def apply(spec: FeatureSpec, columns: Mapping[str, RawColumn]) -> dict[str, np.ndarray]:

@@ -124,7 +124,7 @@ def content_id(columns: tuple[StoredColumn, ...], features: str, splits: Mapping
 
 def versions(dataset: Path) -> list[int]:
     """Returns the numbers of the dataset's versions, ascending."""
-    return sorted(int(path.stem) for path in (dataset / "manifests").glob("[0-9]*.json"))
+    return sorted(int(path.stem) for path in (dataset / "manifests").glob("*.json") if path.stem.isdecimal())
 
 
 def manifest_path(dataset: Path, version: int) -> Path:
@@ -157,7 +157,7 @@ def read(dataset: Path, version: int = 0) -> Manifest:
     known = versions(dataset)
     if not known or (version and version not in known):
         raise DataError(
-            f"{dataset} has no dataset version {version or ''}: run `mlprod etl` with the same config first".replace("  ", " ")
+            f"{dataset} has no dataset version{f' {version}' if version else ''}: run `mlprod etl` with the same config first"
         )
     path = manifest_path(dataset, version or known[-1])
     try:
@@ -171,7 +171,7 @@ def read(dataset: Path, version: int = 0) -> Manifest:
         manifest: Manifest = _build(Manifest, body, columns=columns, splits=splits)
         return manifest
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: not a manifest ({type(error).__name__}: {error}); build the dataset again") from error
+        raise DataError(f"{path}: not a manifest ({type(error).__name__}: {error}); remove it and run `mlprod etl`") from error
 
 
 def open_for(cfg: Config) -> Manifest:
@@ -184,7 +184,8 @@ def open_for(cfg: Config) -> Manifest:
     manifest = read(dataset)
     changed = differences(manifest.config, data_json(cfg.etl))
     if changed:
-        path, (old, new) = next(iter(changed.items()))
+        path = min(changed, key=lambda p: (not p.endswith(".name"), p.endswith("class"), p))  # a name tells most, a class least
+        old, new = changed[path]
         raise DataError(
             f"{dataset} was built by another config: etl.{path} was {old!r}, now {new!r} ({len(changed)} difference(s)); "
             f"run `mlprod etl` to build a new version, or give config.dataset another folder"

@@ -14,7 +14,7 @@ import optax
 from mlprod import features, manifest
 from mlprod.config import Config
 from mlprod.data.loader import eval_order, train_order
-from mlprod.errors import ConfigError, DataError, LayoutError
+from mlprod.errors import ConfigError, DataError, LayoutError, MlprodError
 from mlprod.features import FeatureSpec
 from mlprod.manifest import Manifest
 from mlprod.optim import build_optimizer, learning_rate
@@ -63,7 +63,8 @@ def read_features(dataset: Path, published: Manifest) -> FeatureSpec:
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if manifest.sha256_text(text) != published.features_sha256:
         raise DataError(
-            f"{path} is missing or was changed (its SHA-256 differs from the manifest's); restore it or build the dataset again"
+            f"{path} is missing or was changed (its SHA-256 differs from the manifest's): "
+            f"restore it, or remove {dataset} and run `mlprod etl`"
         )
     return features.loads(text)
 
@@ -99,8 +100,11 @@ def make_plan(cfg: Config, devices: Sequence[jax.Device]) -> Plan:
     try:
         model = define_model(cfg.model, spec)
         abstract = abstract_state(model, cfg.model, spec, optimizer)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"config.model={type(cfg.model).__name__} cannot be built for this dataset: {error}") from error
+    except MlprodError:
+        raise
+    except Exception as error:  # the user's own model: whatever it raises is theirs to read
+        told = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"config.model={type(cfg.model).__name__} cannot be built for this dataset: {told}") from error
     plan = Plan(
         cfg=cfg, manifest=published, features=spec, order=order, eval_order=eval_order(cfg, published), steps=steps, model=model,
         optimizer=optimizer, rate=learning_rate(cfg.optim, steps), placement=placement, abstract=abstract,

@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 
 from mlprod import __version__
 from mlprod.checkpoint import RunState
-from mlprod.config import Config, CsvSource, EtlConfig, SqlSource
+from mlprod.config import Config, CsvSource, EtlConfig, SqlSource, refuse_password
 from mlprod.errors import ConfigError, DataError, WorkdirError
 from mlprod.etl import sources
 from mlprod.etl.derive import derive
 from mlprod.etl.run import source_columns
-from mlprod.etl.schema import ARROW, Loose, cast_chunk, raw_column
-from mlprod.evaluate import restore_for
+from mlprod.etl.schema import ARROW, Loose, beyond_float32, cast_chunk, raw_column
+from mlprod.evaluate import check_output, restore_for
 from mlprod.features import apply
 from mlprod.hashing import PAD_ID
 from mlprod.parallel.place import fetch, to_devices
@@ -42,7 +42,10 @@ def input_source(etl: EtlConfig, given: str) -> SqlSource | CsvSource:
     """
     if not given:
         return etl.source
+    refuse_password("--input", given)
     if "://" not in given:
+        if not Path(given).is_file():
+            raise ConfigError(f"--input={given}: there is no such file; give a CSV file")
         return CsvSource(path=given, delimiter=etl.source.delimiter if isinstance(etl.source, CsvSource) else ",")
     if not isinstance(etl.source, SqlSource):
         raise ConfigError(
@@ -62,6 +65,9 @@ def typed_rows(etl: EtlConfig, chunk: Loose, lookups: list[sources.LookupTable])
         if column.missing == "refuse":
             for i in np.flatnonzero(np.asarray(pc.is_null(rows[column.name]))):
                 told[i] = told[i] or f"column {column.name!r} is missing"
+        if column.role == "feature" and column.kind == "numeric":
+            for i in np.flatnonzero(beyond_float32(rows[column.name])):
+                told[i] = told[i] or f"column {column.name!r} is beyond float32"
     return rows, told
 
 
@@ -122,10 +128,12 @@ def provenance(plan: Plan, run: RunState) -> dict[str, str]:
 
 def main(cfg: Config, options: argparse.Namespace) -> None:
     """The verb `predict`: writes a Parquet file of scores and prints how many rows were scored."""
-    plan = make_plan(cfg, jax.devices())
+    output = check_output("--output", options.output)
     source = input_source(cfg.etl, options.input)
+    if isinstance(source, CsvSource) and output.resolve() == Path(source.path).resolve():
+        raise ConfigError(f"--output={options.output} is what --input reads; rows are never overwritten")
+    plan = make_plan(cfg, jax.devices())
     state, run = restore_for(plan, options.step)
-    output = Path(options.output)
     temporary = output.with_name(f".{output.name}.tmp")
     rows = scored = 0
     try:
@@ -134,13 +142,13 @@ def main(cfg: Config, options: argparse.Namespace) -> None:
             for table in predictions(plan, compile_score(plan.model, plan.placement), state, source, options.limit):
                 writer.write_table(table.cast(writer.schema))
                 rows, scored = rows + table.num_rows, scored + table.num_rows - table["score"].null_count
+        if not rows:
+            raise DataError(f"--input={options.input or 'config.etl.source'} has no rows")
         temporary.replace(output)
     except OSError as error:
         raise WorkdirError(f"--output={options.output} cannot be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
-    if not rows:
-        raise DataError(f"--input={options.input or 'config.etl.source'} has no rows")
     print(
         f"{output}: {rows:,} rows, {scored:,} scored, {rows - scored:,} with a reason instead (step {run.step} of {cfg.workdir})"
     )

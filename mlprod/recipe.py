@@ -9,8 +9,10 @@ import dataclasses
 import re
 import runpy
 import sys
+import typing
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -34,9 +36,9 @@ def run_file(path: str) -> Config:
         if "get_config" not in names:
             raise ConfigError(f"{path} defines no get_config(); it must return a mlprod.config.Config")
         cfg = names["get_config"]()
-    except (ConfigError, KeyboardInterrupt, SystemExit):
+    except ConfigError:
         raise
-    except Exception as error:  # whatever the user's file does wrong is the user's to read
+    except (Exception, SystemExit) as error:  # whatever the user's file does wrong is the user's to read
         raise ConfigError(f"{path}: {_where(error, path)}{type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
@@ -55,21 +57,27 @@ def _where(error: BaseException, path: str) -> str:
     return f"line {line}: " if line else ""
 
 
-def _leaves(cfg: Config) -> list[str]:
-    """Returns the dotted paths that a command line may set."""
-    return [p for p, _, _, v in walk(cfg) if "[" not in p and not dataclasses.is_dataclass(v) and not callable(v)]
+def _settable(hint: Any, value: Any) -> bool:
+    """Whether a command line may set a field: not sections, functions, dicts and tuples of sections."""
+    sections = any(dataclasses.is_dataclass(arg) for arg in typing.get_args(hint))
+    return not (sections or dataclasses.is_dataclass(value) or callable(value) or isinstance(value, dict))
 
 
 def _check_overrides(cfg: Config, argv: Sequence[str]) -> None:
-    """Raises ConfigError for the first override whose field does not exist or is a whole section."""
-    leaves = _leaves(cfg)
-    for word in argv:
-        match = _OVERRIDE.fullmatch(word)
-        if match and match[2] not in leaves:
-            below = [leaf for leaf in leaves if leaf.startswith(match[2] + ".")]
-            if below:
-                raise ConfigError(f"config.{match[2]} is a section; set one of its fields, such as --config.{below[0]}=...")
-            raise ConfigError(f"config.{match[2]} does not exist{nearest(match[2], leaves)}")
+    """Raises ConfigError for the first override of a field that does not exist or that a command line cannot set."""
+    fields = {path: (hint, value) for path, _, hint, value in walk(cfg) if "[" not in path}
+    leaves = [path for path, pair in fields.items() if _settable(*pair)]
+    for match in filter(None, map(_OVERRIDE.fullmatch, argv)):
+        path, text = match[2], match[3]
+        below = [leaf for leaf in leaves if leaf.startswith(f"{path}.")]
+        if below:
+            raise ConfigError(f"config.{path} is a section; set one of its fields, such as --config.{below[0]}=...")
+        if path not in leaves and path.split("[")[0] in fields:
+            raise ConfigError(f"config.{path} can only be set in the config file")
+        if path not in leaves:
+            raise ConfigError(f"config.{path} does not exist{nearest(path, leaves)}")
+        if fields[path][0] is bool and text and text[1:].lower() not in ("true", "false", "1", "0", "t", "f"):
+            raise ConfigError(f"config.{path}{text} must be true or false")
 
 
 def apply_overrides(cfg: Config, argv: Sequence[str]) -> Config:

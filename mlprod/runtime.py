@@ -39,14 +39,19 @@ def start(cfg: RuntimeConfig) -> None:
     if cfg.platform:
         jax.config.update("jax_platforms", cfg.platform)
     if cfg.num_cpu_devices > 1:
-        jax.config.update("jax_num_cpu_devices", cfg.num_cpu_devices)
+        try:
+            jax.config.update("jax_num_cpu_devices", cfg.num_cpu_devices)
+        except RuntimeError as error:
+            told = f"config.runtime.num_cpu_devices={cfg.num_cpu_devices}: this process computes on {jax.device_count()} already"
+            raise ConfigError(f"{told}; start another") from error
     if cfg.compile_cache:
         jax.config.update("jax_compilation_cache_dir", cfg.compile_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     try:
         jax.devices()
-    except RuntimeError as error:
-        raise ConfigError(f"config.runtime.platform={cfg.platform!r}: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, AssertionError) as error:  # JAX asserts, without a word, where the platform's plugin is not installed
+        why = " ".join(str(error).split()) or "it is not installed"
+        raise ConfigError(f"config.runtime.platform={cfg.platform!r}: {why}; '' takes the best there is") from error
 
 
 def environment(num_devices: int) -> dict[str, Any]:
@@ -86,6 +91,13 @@ class StopRequest:
         """Puts the former handlers back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def check_writable(option: str, path: Path) -> None:
+    """Raises WorkdirError when `path` could not be made or written below what is there; makes nothing."""
+    there = next(p for p in path.absolute().parents if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise WorkdirError(f"{option} cannot be written: {there} is no folder that this user may write; give another folder")
 
 
 @contextmanager

@@ -71,10 +71,21 @@ def define_model(cfg: ModelConfig, features: FeatureSpec) -> ModelDef:
     Raises:
         ConfigError: the model keeps random state, which a resume could not tell from the run's own keys.
     """
-    model: Any = nnx.eval_shape(lambda: cfg.build(features, nnx.Rngs(0)))
+
+    def build() -> nnx.Module:
+        model = cfg.build(features, nnx.Rngs(0))
+        if not isinstance(model, nnx.Module):
+            raise ConfigError(f"config.model: build returned {type(model).__name__}; it must return an nnx.Module")
+        return model
+
+    model: Any = nnx.eval_shape(build)
     if jax.tree.leaves(nnx.state(model, nnx.RngState)):
         raise ConfigError(
             f"config.model: {type(model).__name__} keeps random state; build Dropout without rngs, they are given per call"
+        )
+    if not hasattr(model, "DIMS"):
+        raise ConfigError(
+            f"config.model: {type(model).__name__} has no DIMS, the table from parameter paths to names of their dims"
         )
     graph = nnx.split(model, nnx.Param, Table, ...)[0]
     return ModelDef(graph, type(model).DIMS)

@@ -170,14 +170,14 @@ def _due(step: int, every: int) -> bool:
 
 def _start(plan: Plan, store: Store) -> tuple[TrainState, RunState]:
     """Returns where to go on from: the newest good step, or a fresh state at step 0."""
-    restored = store.restore_newest(plan.abstract, plan.where)
     fresh = _fresh_run(plan)
+    restored = store.restore_newest(plan.abstract, plan.where, lambda run: _check_resume(plan, run, fresh))
     if restored is None:
         state = create(plan.model, plan.cfg.model, plan.features, plan.optimizer, plan.where, plan.cfg.seed)
         wait(state)
         return state, fresh
     state, run = restored
-    _check_resume(plan, run, fresh)
+    _tell_resume(plan, run, fresh)
     return state, dataclasses.replace(run, attempt=run.attempt + 1, config=fresh.config, environment=fresh.environment, leaves={})
 
 
@@ -192,7 +192,7 @@ def _fresh_run(plan: Plan) -> RunState:
 
 
 def _check_resume(plan: Plan, run: RunState, now: RunState) -> None:
-    """Refuses a resume that would not be the same run; prints what it promises and what changed.
+    """Refuses a resume that would not be the same run.
 
     Raises:
         ConfigError: another dataset or order, or a changed field that must stay the same.
@@ -204,6 +204,11 @@ def _check_resume(plan: Plan, run: RunState, now: RunState) -> None:
     must = {path: pair for path, pair in changed.items() if compare.rule_of(plan.cfg, path) == MUST}
     for path, (old, new) in {**must, **compare.differences(dict(run.order), dict(now.order))}.items():
         raise ConfigError(f"{where} holds a run with {path}={old!r}, now {new!r}; set it back, or use another workdir")
+
+
+def _tell_resume(plan: Plan, run: RunState, now: RunState) -> None:
+    """Prints what a resume promises, and what changed."""
+    changed = compare.differences(run.config, now.config)
     moved = compare.differences(dict(run.environment), dict(now.environment))
     moved |= {path: pair for path, pair in changed.items() if path.startswith(ARITHMETIC)}
     told = ", ".join(f"{path} {old!r} -> {new!r}" for path, (old, new) in moved.items())

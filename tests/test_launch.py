@@ -13,7 +13,9 @@ def run(tmp_path: Path, codes: str, restarts: int) -> tuple[int, int]:
     (tmp_path / "codes").write_text(codes)
     command = f'c=$(head -n1 {tmp_path}/codes); sed -i 1d {tmp_path}/codes; echo x >> {tmp_path}/started; exit "$c"'
     environment = {"PATH": "/usr/bin:/bin", "RESTARTS": str(restarts), "PAUSE_S": "0"}
-    done = subprocess.run([ROOT / "launch" / "restart.sh", "sh", "-c", command], env=environment, check=False, capture_output=True)
+    done = subprocess.run(
+        [ROOT / "launch" / "restart.sh", "sh", "-c", command], env=environment, check=False, capture_output=True
+    )
     return done.returncode, len((tmp_path / "started").read_text().split())
 
 

@@ -4,12 +4,15 @@ Promise: the hook sees neither the label nor which rows are beside a row: it is 
 when the two differ. Frames have pandas' nullable dtypes, so an integer with nulls stays an integer.
 """
 
+from itertools import pairwise
+
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mlprod.config import EtlConfig, no_transform
 from mlprod.errors import DataError
-from mlprod.etl.schema import ARROW, require
+from mlprod.etl.schema import ARROW, combined, require, without_nan
 
 _NULLABLE = {
     pa.int64(): pd.Int64Dtype(),
@@ -37,9 +40,17 @@ def _run(etl: EtlConfig, rows: pa.Table) -> pa.Table:
         require(c.name, list(made.columns), f"what config.etl.transform={etl.transform.__name__} returned")
     schema = pa.schema([(c.name, ARROW[c.type]) for c in derived])
     try:
-        return pa.Table.from_pandas(made[[c.name for c in derived]], schema=schema, preserve_index=False)
+        table = pa.Table.from_pandas(made[[c.name for c in derived]], schema=schema, preserve_index=False)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"config.etl.transform: {error}; declare the derived column's type in config.etl.columns") from error
+        hide = any(c.sensitive for c in derived)  # the first of Arrow's words shows a value
+        why = error.args[-1] if hide and len(error.args) > 1 else " ".join(map(str, error.args))
+        raise DataError(f"config.etl.transform: {why}; declare the derived column's type in config.etl.columns") from error
+    for c in derived:
+        if c.type == "float64" and pc.any(pc.is_inf(table[c.name])).as_py():
+            raise DataError(
+                f"config.etl.transform={etl.transform.__name__} made an infinity in column {c.name!r}; make it missing instead"
+            )
+    return pa.table({name: without_nan(combined(table[name])) for name in table.column_names})
 
 
 def derive(etl: EtlConfig, rows: pa.Table) -> pa.Table:
@@ -58,14 +69,40 @@ def derive(etl: EtlConfig, rows: pa.Table) -> pa.Table:
 
 def check_row_wise(etl: EtlConfig, sample: pa.Table) -> None:
     """Raises DataError when the hook gives a sample other values whole than cut in two."""
-    half = sample.num_rows // 2
-    if etl.transform is no_transform or not half:
+    rows = sample.num_rows
+    if etl.transform is no_transform or rows < 2:
         return
+    cuts = [0, *(1 << k for k in range(rows.bit_length()) if 1 << k < rows), rows]
     whole = _run(etl, sample)
-    cut = pa.concat_tables([_run(etl, sample.slice(0, half)), _run(etl, sample.slice(half))])
+    cut = pa.concat_tables([_run(etl, sample.slice(a, b - a)) for a, b in pairwise(cuts)])
     for name in whole.column_names:
         if not whole[name].combine_chunks().equals(cut[name].combine_chunks()):
             raise DataError(
                 f"config.etl.transform={etl.transform.__name__} is not row-wise: column {name!r} depends on "
                 f"the rows beside a row; use the row's own values only"
             )
+
+
+class Sample:
+    """The first rows of the input, gathered over its chunks, on which the hook is proved row-wise."""
+
+    ROWS = 1000
+
+    def __init__(self, etl: EtlConfig) -> None:
+        """Nothing is gathered yet."""
+        self._etl = etl
+        self._parts: list[pa.Table] = []
+        self._missing = self.ROWS
+
+    def add(self, rows: pa.Table) -> None:
+        """Takes the rows of a chunk until there are enough, and then checks them."""
+        if self._missing > 0:
+            self._parts.append(rows.slice(0, self._missing))
+            self._missing -= min(rows.num_rows, self._missing)
+            if self._missing == 0:
+                check_row_wise(self._etl, pa.concat_tables(self._parts))
+
+    def close(self) -> None:
+        """Checks what there is, where the input ended before there was enough."""
+        if self._missing > 0 and self._parts:
+            check_row_wise(self._etl, pa.concat_tables(self._parts))

@@ -26,8 +26,8 @@ from mlprod import __version__, compare, features, manifest
 from mlprod.config import Column, Config, EtlConfig
 from mlprod.errors import DataError, WorkdirError
 from mlprod.etl import fit, report, settle, sources, spill, split
-from mlprod.etl.derive import check_row_wise, derive
-from mlprod.etl.schema import Loose, cast_strictly, hashable
+from mlprod.etl.derive import Sample, derive
+from mlprod.etl.schema import FLOAT32_MAX, Loose, beyond_float32, cast_strictly, hashable
 from mlprod.etl.settle import KEY, LABEL, ORDER, ROW, SPLIT
 from mlprod.etl.write import SplitWriter, stored_columns
 from mlprod.hashing import HASH_VERSION, hash_columns
@@ -83,12 +83,17 @@ def _hashed(etl: EtlConfig, rows: pa.Table) -> pa.Table:
     return rows
 
 
-def _check_missing(etl: EtlConfig, rows: pa.Table) -> None:
+def _check_values(etl: EtlConfig, rows: pa.Table) -> None:
+    """Raises DataError for values that a column's declaration, a weight or float32 does not allow."""
     for c in etl.columns:
         if c.missing == "refuse" and rows[c.name].null_count:
             raise DataError(
                 f"column {c.name!r} has {rows[c.name].null_count} missing value(s) and missing='refuse'; mend them or use 'fill'"
             )
+        if c.role == "weight" and (rows[c.name].null_count or (pc.min(rows[c.name]).as_py() or 0) < 0):
+            raise DataError(f"column {c.name!r} is a weight and has a missing or negative value; mend it")
+        if c.role == "feature" and c.kind == "numeric" and beyond_float32(rows[c.name]).any():
+            raise DataError(f"column {c.name!r} has a value beyond {FLOAT32_MAX:.3g}, which float32 cannot hold; scale it")
 
 
 def extract(etl: EtlConfig, work: Path, expected_bytes: int) -> report.Counts:
@@ -97,17 +102,18 @@ def extract(etl: EtlConfig, work: Path, expected_bytes: int) -> report.Counts:
     columns = [*source_columns(etl), label_column(etl)]
     chunks = sources.chunks(etl.source, [c.name for c in columns], etl.chunk_rows)
     with spill.Spill(work / "keys", spill.num_bits(expected_bytes, etl.memory_bytes)) as out:
-        for i, rows in enumerate(rows_of(etl, columns, chunks)):
+        sample = Sample(etl)
+        for rows in rows_of(etl, columns, chunks):
             labelled = rows.filter(pc.is_valid(rows[etl.label.column]))
             counts.read += rows.num_rows
             counts.without_label += rows.num_rows - labelled.num_rows
-            if i == 0:
-                check_row_wise(etl, labelled.slice(0, 1000))
+            sample.add(labelled)
             derived = derive(etl, labelled)
-            _check_missing(etl, derived)
+            _check_values(etl, derived)
             counts.add(derived, etl.columns)
             hashed = _hashed(etl, derived)
             out.add(hashed, hashed[KEY[0]].to_numpy())
+        sample.close()
     if not counts.read:
         raise DataError("the source has no rows; check config.etl.source and its filters")
     if counts.read == counts.without_label:
@@ -195,14 +201,15 @@ def _publish(
 ) -> Manifest:
     """Writes the splits, the fitted transform, the report and, last, the manifest that makes them a version."""
     etl, dataset = cfg.etl, Path(cfg.dataset)
-    writers = write_splits(etl, spec, dataset, f"files/{key[:16]}", _work(dataset, key))
+    version = (manifest.versions(dataset) or [0])[-1] + 1
+    shutil.rmtree(dataset / "files" / f"{version:06d}", ignore_errors=True)  # of an attempt that published nothing
+    writers = write_splits(etl, spec, dataset, f"files/{version:06d}", _work(dataset, key))
     train = writers["train"]
     _check_label(etl, train)
     fitted = [train.scales[f.name].fitted(f, train.num_rows) if f.kind == "numeric" else f for f in spec.features]
     spec = features.FeatureSpec(features=tuple(fitted))
     columns, text = stored_columns(etl, spec), features.dumps(spec)
     splits = {name: tuple(writer.shards) for name, writer in writers.items()}
-    version = (manifest.versions(dataset) or [0])[-1] + 1
     published = Manifest(
         format=manifest.FORMAT, version=version, parent=0, build_key=key,
         dataset_id=manifest.content_id(columns, text, splits), config=compare.data_json(etl),
@@ -259,7 +266,7 @@ def _held(dataset: Path) -> Iterator[None]:
         (dataset / "work").mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = open(dataset / "work" / "lock", "a+")  # noqa: SIM115 (held for the block)
     except OSError as error:
-        raise WorkdirError(f"config.dataset={str(dataset)!r} cannot be written: {error.strerror}") from error
+        raise WorkdirError(f"config.dataset={str(dataset)!r} cannot be written: {error.strerror}; give another folder") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -295,6 +302,9 @@ def build(cfg: Config) -> tuple[Manifest, bool]:
     if built is not None:
         return built, False
     with _held(dataset):
+        built = _built(dataset, key)  # another process may have built it while this one waited
+        if built is not None:
+            return built, False
         work = _work(dataset, key)
         work.mkdir(parents=True, exist_ok=True, mode=0o700)
         counts = _settled(etl, work, identity.expected_bytes)

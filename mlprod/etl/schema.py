@@ -7,6 +7,7 @@ Price: columns of clean values cost one Arrow conversion; only a column that fai
 
 import datetime as dt
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,17 @@ ARROW = {
     "bool": pa.bool_(),
     "timestamp": pa.timestamp("us", tz="UTC"),
 }
+# The text that is a number, and the Python types that Arrow converts as `parse` does. All else goes value by value, so that
+# what becomes of a value never depends on those beside it.
+TEXT = {"int64": r"\s*[+-]?[0-9]+\s*", "float64": r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*|[nN]a[nN]"}
+DIRECT: dict[str, tuple[type, ...]] = {
+    "int64": (int,),
+    "float64": (int, float),
+    "string": (str,),
+    "bool": (bool,),
+    "timestamp": (dt.datetime,),
+}
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 TRUE, FALSE = frozenset({"1", "t", "true", "yes"}), frozenset({"0", "f", "false", "no"})
 
 
@@ -50,6 +62,8 @@ def parse(value: Any, type_name: str) -> Any:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if type_name == "string":
+        if isinstance(value, bytes):
+            raise ValueError("bytes, not text")
         text = value if isinstance(value, str) else str(value)
         if "\0" in text:
             raise ValueError("holds a NUL character")
@@ -64,6 +78,8 @@ def parse(value: Any, type_name: str) -> Any:
 
 
 def _parse_int(value: Any) -> int:
+    if isinstance(value, str) and not re.fullmatch(TEXT["int64"], value):
+        raise ValueError("not an integer")
     number = int(value) if isinstance(value, str) else value
     if number != int(number) or not -(1 << 63) <= number < 1 << 63:
         raise ValueError("not a 64-bit integer")
@@ -71,6 +87,8 @@ def _parse_int(value: Any) -> int:
 
 
 def _parse_float(value: Any) -> float | None:
+    if isinstance(value, str) and not re.fullmatch(TEXT["float64"], value):
+        raise ValueError("not a number")
     number = float(value)
     if math.isinf(number):
         raise ValueError("not finite")
@@ -93,18 +111,31 @@ def _parse_time(value: Any) -> dt.datetime:
 
 def _fast(values: Sequence[Any], type_name: str) -> pa.Array | None:
     """Converts a whole clean column at once; None when it holds anything that must be looked at value by value."""
+    kinds = set(map(type, values)) - {type(None)}
     try:
-        if type_name in ("int64", "float64") and any(isinstance(v, str) for v in values[:1]):
-            array = pc.cast(pa.array(values, pa.string()), ARROW[type_name])
-        else:
+        if kinds == {str} and type_name in TEXT:
+            text = pa.array(values, pa.string())
+            if not pc.all(pc.match_substring_regex(text, f"^({TEXT[type_name]})$")).as_py():
+                return None
+            array = pc.cast(text, ARROW[type_name])
+        elif kinds <= set(DIRECT[type_name]):
             array = pa.array(values, ARROW[type_name])
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, TypeError, ValueError, OverflowError):
+        else:
+            return None
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         return None
     if type_name == "string" and pc.any(pc.match_substring(array, "\0")).as_py():
         return None
     if type_name == "float64" and pc.any(pc.is_inf(array)).as_py():
         return None
     return array
+
+
+def without_nan(array: pa.Array) -> pa.Array:
+    """Returns a column with NaN as null and -0.0 as 0.0; columns of other types as they are."""
+    if not pa.types.is_floating(array.type):
+        return array
+    return pc.add(pc.if_else(pc.is_nan(array), pa.scalar(None, pa.float64()), array), 0.0)
 
 
 def cast(values: Sequence[Any], type_name: str) -> tuple[pa.Array, dict[int, str]]:
@@ -119,9 +150,7 @@ def cast(values: Sequence[Any], type_name: str) -> tuple[pa.Array, dict[int, str
                 parsed.append(None)
                 bad[i] = f"is not {type_name}"
         array = pa.array(parsed, ARROW[type_name])
-    if type_name == "float64":
-        array = pc.add(pc.if_else(pc.is_nan(array), pa.scalar(None, pa.float64()), array), 0.0)  # NaN: null, -0.0: 0.0
-    return array, bad
+    return without_nan(array), bad
 
 
 def shown(column: Column, value: Any) -> str:
@@ -150,7 +179,8 @@ def cast_strictly(chunk: Loose, columns: Sequence[Column]) -> pa.Table:
     table, reasons = cast_chunk(chunk, columns)
     if reasons:
         first = min(reasons)
-        raise DataError(f"{chunk.where(first)}: {reasons[first]}; mend the value, or declare another type in config.etl.columns")
+        way = "mend the line" if first in chunk.broken else "mend the value, or declare another type in config.etl.columns"
+        raise DataError(f"{chunk.where(first)}: {reasons[first]}; {way}")
     return table
 
 
@@ -190,3 +220,9 @@ def raw_column(column: pa.ChunkedArray | pa.Array) -> RawColumn:
         return RawColumn(values=np.asarray(pc.fill_null(array, ""), dtype=np.str_), valid=valid)
     zero = False if pa.types.is_boolean(array.type) else 0
     return RawColumn(values=np.asarray(pc.fill_null(array, zero)), valid=valid)
+
+
+def beyond_float32(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """Returns bool[B]: where a numeric value is too large for the float32 in which features are stored."""
+    raw = raw_column(column)
+    return raw.valid & (np.abs(raw.values.astype(np.float64)) > FLOAT32_MAX)

@@ -126,6 +126,6 @@ def settle(bucket: pa.Table, columns: list[str], dedup: str) -> Settled:
 
 
 def in_stored_order(bucket: pa.Table) -> pa.Table:
-    """Returns a bucket of settled rows sorted by (order hash, tie)."""
-    order = hashes_of(bucket, ORDER)
-    return bucket.take(np.lexsort((bucket[TIE].to_numpy(), order.lo, order.hi)))
+    """Returns a bucket of settled rows sorted by (order hash, key hash, tie): the last two decide where row hashes collide."""
+    order, key = hashes_of(bucket, ORDER), hashes_of(bucket, KEY)
+    return bucket.take(np.lexsort((bucket[TIE].to_numpy(), key.lo, key.hi, order.lo, order.hi)))

@@ -8,7 +8,9 @@ Price: SQL rows pass through SQLAlchemy's cursor (about 230,000 rows/s); a looku
 import csv
 import datetime as dt
 import os
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, singledispatch
 from itertools import islice
@@ -21,7 +23,7 @@ import sqlalchemy as sa
 
 from mlprod.config import Column, CsvSource, Join, Lookup, SqlSource
 from mlprod.errors import DataError, nearest
-from mlprod.etl.schema import Loose, cast_strictly, require
+from mlprod.etl.schema import Loose, cast_strictly, require, shown
 from mlprod.manifest import sha256_file
 
 NULLS = frozenset({"", "NA"})
@@ -47,11 +49,18 @@ def connect(url: str) -> sa.Engine:
     Raises:
         DataError: a URL that SQLAlchemy cannot read, a driver that is not installed, or a missing SQLite file.
     """
+    for name in re.findall(r"\$\{?(\w+)", url):
+        if name not in os.environ:
+            raise DataError(f"config.etl.source.url={url!r}: the environment variable {name} is not set")
     try:
         parsed = sa.make_url(os.path.expandvars(url))
         engine = sa.create_engine(parsed)
     except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ModuleNotFoundError) as error:
         raise DataError(f"config.etl.source.url={url!r}: {error}") from error
+    except ValueError as error:  # its text may hold a part of a password
+        raise DataError(
+            f"config.etl.source.url={url!r}: the port is not a number, or a password holds '/', ':' or '@'"
+        ) from error
     if parsed.get_backend_name() == "sqlite" and not (parsed.database and Path(parsed.database).is_file()):
         raise DataError(
             f"config.etl.source.url={url!r}: there is no database file {parsed.database!r}; create it, or mend the path"
@@ -75,10 +84,13 @@ def _reflect(engine: sa.Engine, source: SqlSource) -> dict[str, sa.Table]:
 
 def _bound(column: sa.Column[Any], text: str, field: str) -> Any:
     """Returns the text of a filter as a value of the column's own type, to be bound as a parameter."""
-    kind = column.type.python_type
     try:
-        return kind.fromisoformat(text) if issubclass(kind, dt.date) else kind(text)
-    except ValueError as error:
+        kind = column.type.python_type
+    except NotImplementedError:  # a column without a declared type, as SQLite has them
+        kind = str
+    try:
+        return kind.fromisoformat(text) if issubclass(kind, dt.date | dt.time) else kind(text)
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise DataError(f"config.etl.source.{field}={text!r} is not a {kind.__name__}, as column {column.name!r} is") from error
 
 
@@ -98,7 +110,7 @@ def _filters(table: sa.Table, source: SqlSource) -> list[sa.ColumnElement[bool]]
 def _check_unique(connection: sa.Connection, table: sa.Table, join: Join) -> None:
     """Raises DataError when two rows of a joined table have the same key, for a join would then multiply rows."""
     keys = [table.c[on.right] for on in join.on]
-    statement = sa.select(*keys).group_by(*keys).having(sa.func.count() > 1).limit(1)
+    statement = sa.select(*keys).where(*(k.is_not(None) for k in keys)).group_by(*keys).having(sa.func.count() > 1).limit(1)
     double = connection.execute(statement).first()
     if double is not None:
         names = ", ".join(on.right for on in join.on)
@@ -135,13 +147,22 @@ def _row_of_query(table: str, before: int, i: int) -> str:
     return f"table {table!r}, row {before + i + 1} of the query"
 
 
+@contextmanager
+def _told(source: SqlSource) -> Iterator[None]:
+    """Turns what a database or its driver refuses into a DataError."""
+    try:
+        yield
+    except (sa.exc.DBAPIError, sa.exc.StatementError) as error:
+        raise DataError(f"table {source.table!r}: {getattr(error, 'orig', None) or error}") from error
+
+
 def _sql_chunks(source: SqlSource, names: Sequence[str], chunk_rows: int) -> Iterator[Loose]:
     engine = connect(source.url)
     tables = _reflect(engine, source)
     statement = _statement(tables, source, names)
     done = 0
     try:
-        with engine.connect() as connection:
+        with _told(source), engine.connect() as connection:
             for join in source.joins:
                 _check_unique(connection, tables[join.table], join)
             result = connection.execution_options(stream_results=True).execute(statement)
@@ -149,8 +170,8 @@ def _sql_chunks(source: SqlSource, names: Sequence[str], chunk_rows: int) -> Ite
                 columns = dict(zip(names, zip(*rows, strict=True), strict=True))
                 yield Loose(columns, len(rows), partial(_row_of_query, source.table, done), {})
                 done += len(rows)
-    except (sa.exc.DBAPIError, sa.exc.StatementError) as error:
-        raise DataError(f"table {source.table!r}: {getattr(error, 'orig', None) or error}") from error
+    except (ValueError, TypeError) as error:  # a driver that cannot make its column's type of a value
+        raise DataError(f"table {source.table!r}, after row {done} of the query: {error}; mend the value") from error
     finally:
         engine.dispose()
 
@@ -161,7 +182,7 @@ def _sql_identity(source: SqlSource, names: Sequence[str]) -> Identity:
     statement = _statement(tables, source, names)
     main = tables[source.table]
     mark = sa.func.max(main.c[source.watermark]) if source.watermark else sa.null()
-    with engine.connect() as connection:
+    with _told(source), engine.connect() as connection:
         rows, newest = connection.execute(sa.select(sa.func.count(), mark).select_from(main).where(*_filters(main, source))).one()
         joined = [
             connection.execute(sa.select(sa.func.count()).select_from(tables[join.table])).scalar_one() for join in source.joins
@@ -185,20 +206,35 @@ def _csv_header(reader: Any, path: str) -> list[str]:
     return [name.strip() for name in header]
 
 
+def _undecodable(path: str) -> int:
+    """Returns the first line of a file that is not UTF-8."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 0
+
+
 def _csv_rows(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Yields (line on which the record begins, fields) of a CSV file, the header first."""
+    line = 1
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=delimiter, strict=True)
-            line = 1
             for fields in reader:
                 if fields:
                     yield line, fields
                 line = reader.line_num + 1
-    except FileNotFoundError as error:
+    except (FileNotFoundError, IsADirectoryError) as error:
         raise DataError(f"there is no CSV file {path!r}; create it, or mend the path in the config") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: {type(error).__name__}: {error}; it must be UTF-8 text, its quotes closed") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} line {_undecodable(path)}: not UTF-8 text; write the file anew in that encoding") from error
+    except csv.Error as error:
+        raise DataError(f"{path} line {line}: {error}; mend the line, its quotes must be closed") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _line_of_file(path: str, lines: Sequence[int], i: int) -> str:
@@ -214,6 +250,8 @@ def csv_chunks(path: str, delimiter: str, names: Sequence[str], chunk_rows: int)
     header = _csv_header((fields for _, fields in rows), path)
     for name in names:
         require(name, header, path)
+        if header.count(name) > 1:
+            raise DataError(f"{path}: the header names {name!r} twice; rename one of them")
     at = [header.index(name) for name in names]
     while batch := list(islice(rows, chunk_rows)):
         broken = {i: f"has {len(f)} fields, the header {len(header)}" for i, (_, f) in enumerate(batch) if len(f) != len(header)}
@@ -280,7 +318,7 @@ class LookupTable:
 
     def join(self, rows: pa.Table) -> pa.Table:
         """Returns `rows` with the lookup's columns; null where the key is not found. Rows keep their number and order."""
-        at = pc.index_in(rows[self.key], value_set=self.keys)
+        at = pc.index_in(rows[self.key], value_set=self.keys, skip_nulls=True)  # a missing key finds nothing
         for name in self.values.column_names:
             rows = rows.append_column(name, self.values[name].take(at))
         return rows
@@ -306,5 +344,7 @@ def read_lookup(lookup: Lookup, columns: Sequence[Column]) -> LookupTable:
     keys = table[lookup.key].combine_chunks()
     if len(keys.unique()) != len(keys):
         double = next(v["values"] for v in pc.value_counts(keys).to_pylist() if v["counts"] > 1)
-        raise DataError(f"{lookup.path} has several rows with {lookup.key} = {double!r}; a lookup needs one")
+        raise DataError(
+            f"{lookup.path} has several rows with {lookup.key} = {shown(declared[lookup.key], double)}; a lookup needs one"
+        )
     return LookupTable(lookup.key, keys, table.drop_columns([lookup.key]))

@@ -23,7 +23,7 @@ def axis_sizes(cfg: MeshConfig, num_devices: int) -> dict[str, int]:
         told = f"slice={cfg.slice} x data={cfg.data} x fsdp={'x'.join(map(str, cfg.fsdp))} x tensor={cfg.tensor}"
         raise LayoutError(
             f"config.mesh: {told} does not fit {num_devices} device(s); set config.mesh.data=-1 to fill the rest, "
-            f"or on CPU simulate more with --config.runtime.num_cpu_devices={max(others, 1)}"
+            f"or on CPU simulate more with --config.runtime.num_cpu_devices={others * max(cfg.data, 1)}"
         )
     return {"slice": cfg.slice, "data": data, **fsdp, "tensor": cfg.tensor}
 

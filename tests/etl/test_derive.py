@@ -104,9 +104,6 @@ def test_a_hook_that_looks_beside_its_row_is_refused(hook, tmp_path):
         build(cfg)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="mlprod/etl/run.py, extract: the sample is the first chunk, and one row cannot be cut in two"
-)
 def test_it_is_refused_for_any_chunk_size(tmp_path):
     def centred(rows):
         return pd.DataFrame({"d": rows["x"] - rows["x"].mean()})
@@ -121,11 +118,6 @@ def test_a_row_wise_hook_passes(tmp_path):
     check_row_wise(etl, ROWS.slice(0, 1))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=ValueError,
-    reason="mlprod/etl/derive.py, _run: derived values skip schema.cast, which refuses an infinity",
-)
 def test_a_derived_infinity_is_refused(tmp_path):
     def ratio(rows):
         return pd.DataFrame({"d": rows["x"] / (rows["id"] % 3)})

@@ -26,7 +26,7 @@ from tests import rows
 from tests.conftest import smoke_config
 from tests.plain import ID, csv_rows, numbered, small_config, stored, table_text
 
-GOLDEN_ID = "49e957c78104576121255668e8db84f7"
+GOLDEN_ID = "abe4ec6ea87f37799a07100365035ca7"
 
 
 def with_etl(cfg: Config, folder: Path, **changed) -> Config:
@@ -261,7 +261,7 @@ def kill(monkeypatch, module, name: str, after: int) -> list[str]:
 @pytest.mark.parametrize(
     "module, name, after, extracted",
     [
-        (run, "check_row_wise", 1, 2),
+        (run, "derive", 1, 2),
         (run, "_hashed", 3, 2),
         (run, "extract", 1, 2),
         (run.settle, "settle", 1, 1),
@@ -325,9 +325,6 @@ def test_another_content_is_another_version(make_config, tmp_path):
             assert manifest.sha256_file(Path(cfg.dataset) / shard.path) == shard.sha256
 
 
-@pytest.mark.xfail(
-    strict=True, reason="mlprod/etl/run.py: _built looks at the newest version only, and files/ is named by build_key alone"
-)
 def test_files_of_a_version_are_never_rewritten(tmp_path):
     """Not even when the config goes back to what an older version holds."""
     cfg = small_config(tmp_path, numbered(50))
@@ -340,7 +337,6 @@ def test_files_of_a_version_are_never_rewritten(tmp_path):
     assert [(f.stat().st_ino, f.stat().st_mtime_ns) for f in files] == before
 
 
-@pytest.mark.xfail(strict=True, reason="mlprod/etl/run.py, build: _built is not asked again once the lock is held")
 def test_a_build_that_waited_does_not_build_again(tmp_path, monkeypatch):
     """Another process may have built the same between the first look and the lock."""
     cfg = small_config(tmp_path, numbered(50))

@@ -76,14 +76,12 @@ BUGS = [
 ]
 
 
-@pytest.mark.xfail(strict=True, reason="mlprod/etl/schema.py, _fast: Arrow's own conversions are wider than `parse`")
 @pytest.mark.parametrize("type_name, value, why", BUGS, ids=[f"{t}-{v!r}" for t, v, _ in BUGS])
 def test_nothing_is_cast_in_silence(type_name, value, why):
     """A value that is not of the type is reported, on the fast path as on the slow one."""
     assert [cast_one(value, type_name), cast_one(value, type_name, None), cast_one(value, type_name, BAD)] == [BAD] * 3, why
 
 
-@pytest.mark.xfail(strict=True, reason="mlprod/etl/schema.py: _fast decodes bytes, `parse` writes b'ab'")
 def test_bytes_are_one_text_whatever_stands_beside_them():
     assert cast_one(b"ab", "string") == cast_one(b"ab", "string", 1)
 

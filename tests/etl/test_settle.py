@@ -88,7 +88,7 @@ def test_row_ids_and_order_hashes_tell_rows_apart(rows, bits):
     ids = table[ROW_ID].to_pylist()
     assert len(set(ids)) == len(rows)
     assert PAD_ID not in ids
-    orders = set(zip(*(table[name].to_pylist() for name in (*ORDER, TIE)), strict=True))
+    orders = set(zip(*(table[name].to_pylist() for name in (*ORDER, *KEY, TIE)), strict=True))
     assert len(orders) == len(rows)
     first = {}
     for row, hi, order in zip(settled_pairs(table), table[ROW[0]].to_pylist(), table[ORDER[0]].to_pylist(), strict=True):
