@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -32,7 +31,7 @@ from mlprod.order import ORDER_VERSION
 from mlprod.parallel.place import fetch, to_devices, wait
 from mlprod.plan import Plan, make_plan
 from mlprod.state import TrainState, create
-from mlprod.step import Sums, compile_score, compile_update
+from mlprod.step import Score, Sums, compile_score, compile_update
 from mlprod.tracking import Record, Trackers, open_trackers
 
 FAST_STEPS = 3
@@ -82,28 +81,30 @@ def _loop(
     cfg = plan.cfg
     update = compile_update(plan.model, plan.optimizer, plan.rate, cfg.seed, plan.where, plan.placement)
     score = compile_score(plan.model, plan.placement)
-    late, saved_at, step = Late(tracker, line), time.monotonic(), run.step
+    late, saved_at = Late(tracker, line), time.monotonic()
+    step, position = run.step, run.next_example
     with closing(_batches(plan, run.next_example, plan.steps - run.step)) as batches:
         for _ in range(plan.steps - run.step):
             with ledger.spent("data"):
                 batch = next(batches)
             with ledger.spent("compile" if step == run.step else "step"):
                 state, sums = update(state, batch)
-                step += 1
-                late.report(step, step * plan.order.global_batch, sums)  # fetches the step before: devices never wait for us
-            last = step == plan.steps or stop.requested
+                step, position = step + 1, position + plan.order.global_batch
+                late.report(step, position, sums)  # fetches the step before: the devices never wait for us
+            stopping = stop.requested  # looked at once, so that what is said to be saved is
             if step == plan.steps or _due(step, cfg.eval.every):
                 with ledger.spent("evaluate"):
                     late.flush()
-                    _evaluate(plan, score, state, step, tracker, line)
+                    _evaluate(plan, score, state, step, position, tracker, line)
             store.check()
-            if last or _due(step, cfg.checkpoint.every) or time.monotonic() - saved_at >= cfg.checkpoint.every_s:
+            due = _due(step, cfg.checkpoint.every) or time.monotonic() - saved_at >= cfg.checkpoint.every_s
+            if due or stopping or step == plan.steps:
                 with ledger.spent("save"):
                     late.flush()  # what the log says of a saved step must be in the log before the save
-                    position = step * plan.order.global_batch
                     store.save(state, dataclasses.replace(run, step=step, next_example=position, ledger=ledger.totals()))
                 saved_at = time.monotonic()
-            if stop.requested and step < plan.steps:
+            if stopping and step < plan.steps:
+                store.finish()
                 raise Preempted(f"stopped after step {step} of {plan.steps}, which is saved; the same command goes on from there")
     return state
 
@@ -152,15 +153,15 @@ def _batches(plan: Plan, position: int, steps: int) -> Generator[dict[str, jax.A
             yield to_devices(host, sharding, ranges, batch)
 
 
-def _evaluate(plan: Plan, score: Any, state: TrainState, step: int, tracker: Trackers, line: ProgressLine) -> None:
+def _evaluate(
+    plan: Plan, score: Score, state: TrainState, step: int, position: int, tracker: Trackers, line: ProgressLine
+) -> None:
     """Evaluates on the eval split, where there is one, and logs it."""
     if not plan.manifest.num_rows("eval"):
         return
     metrics = evaluate(plan, score, state, "eval", limit=FAST_STEPS if plan.cfg.fast_dev_run else None)
     rows = metrics.pop("rows")
-    tracker.log(
-        Record(kind="eval", step=step, position=step * plan.order.global_batch, values={k: (v, rows) for k, v in metrics.items()})
-    )
+    tracker.log(Record(kind="eval", step=step, position=position, values={k: (v, rows) for k, v in metrics.items()}))
     line.say(f"step {step}: eval " + ", ".join(f"{name} {value:.5f}" for name, value in metrics.items()))
 
 

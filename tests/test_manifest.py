@@ -35,7 +35,8 @@ def test_written_and_read_it_is_the_same(published, tmp_path):
 def test_the_newest_version_is_read(published, tmp_path):
     for number in (1, 2, 10):
         manifest.write(tmp_path, dataclasses.replace(published, version=number))
-    assert versions(tmp_path) == [1, 2, 10]
+    (tmp_path / "manifests" / "1-old.json").touch()
+    assert versions(tmp_path) == [1, 2, 10], "a file of another name is no version"
     assert [read(tmp_path, v).version for v in (0, 1, 2, 10)] == [10, 1, 2, 10]
     with pytest.raises(DataError, match="has no dataset version 3"):
         read(tmp_path, 3)

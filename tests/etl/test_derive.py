@@ -9,7 +9,7 @@ from mlprod.config import Column, categorical, numeric
 from mlprod.errors import DataError
 from mlprod.etl.derive import check_row_wise, derive
 from mlprod.etl.run import build
-from tests.plain import ID, numbered, small_config
+from tests.plain import ID, numbered, small_config, table_text
 
 INPUTS = (ID, numeric("x"), numeric("n", type="int64"), categorical("s"), Column(name="b", type="bool", role="input"))
 ROWS = pa.table(
@@ -104,12 +104,16 @@ def test_a_hook_that_looks_beside_its_row_is_refused(hook, tmp_path):
         build(cfg)
 
 
-def test_it_is_refused_for_any_chunk_size(tmp_path):
+@pytest.mark.parametrize("chunk_rows", [1, 10, 1000])
+def test_it_is_refused_wherever_the_input_is_cut(chunk_rows, tmp_path):
+    """The sample is gathered over chunks: of one row each, and past one in which no row has a label."""
+
     def centred(rows):
         return pd.DataFrame({"d": rows["x"] - rows["x"].mean()})
 
+    text = table_text("id,x,y", *((i, i * 0.5, None if i < 10 else i % 2) for i in range(40)))
     with pytest.raises(DataError, match="not row-wise"):
-        build(small_config(tmp_path, numbered(40), (ID, numeric("x"), new("d")), transform=centred, chunk_rows=1))
+        build(small_config(tmp_path, text, (ID, numeric("x"), new("d")), transform=centred, chunk_rows=chunk_rows))
 
 
 def test_a_row_wise_hook_passes(tmp_path):
@@ -130,3 +134,19 @@ def test_a_derived_infinity_is_refused(tmp_path):
 def test_a_derived_nan_is_missing(make, tmp_path):
     made = derived(lambda rows: pd.DataFrame({"d": make(rows["x"] * 2)}), new("d"), tmp_path=tmp_path)
     assert made["d"].to_pylist() == [1.0, None, None]
+
+
+@pytest.mark.xfail(
+    strict=True, reason="mlprod/etl/derive.py, _run: from_pandas also raises ArrowNotImplementedError and ValueError"
+)
+@pytest.mark.parametrize(
+    "hook, column",
+    [
+        (lambda rows: pd.DataFrame({"d": rows["x"].to_numpy(float, na_value=0.0)}), new("d", "timestamp")),
+        (lambda rows: pd.DataFrame([[1.0, 2.0]] * len(rows), columns=["d", "d"]), new("d")),
+    ],
+    ids=["timestamp", "twice"],
+)
+def test_what_arrow_cannot_convert_is_refused(hook, column, tmp_path):
+    with pytest.raises(DataError, match=r"config\.etl\.transform"):
+        derived(hook, column, tmp_path=tmp_path)

@@ -13,7 +13,8 @@ from mlprod.errors import DataError
 from mlprod.etl import spill, split
 from mlprod.etl.schema import hashable
 from mlprod.etl.settle import KEY, ORDER, ROW, ROW_ID, SPLIT, TIE, in_stored_order, settle
-from mlprod.hashing import MASK, PAD_ID, Hash128, hash_columns, key, mix, mix_array
+from mlprod.hashing import MASK, PAD_ID, Hash128, hash_columns, mix, mix_array
+from mlprod.hashing import key as key_of
 
 ROWS = st.lists(st.tuples(st.integers(0, 3), st.none() | st.sampled_from(["", "a", "b"])), max_size=24)
 
@@ -49,15 +50,15 @@ def test_a_bucket_takes_a_sixteenth_of_the_memory(expected, memory, bits):
 # ---- equal rows --------------------------------------------------------------------------------------------------------
 
 
-def bucket_of(rows: list[tuple[int, str | None]], hash_bits: int = 64, key_bits: int = 64) -> pa.Table:
-    """Returns rows (n, s) with hashes of which only the top bits are left, and their key `n`."""
+def bucket_of(rows: list[tuple[int, str | None]], bits: int = 64, key: tuple[str, ...] = ("n",)) -> pa.Table:
+    """Returns rows (n, s) with row hashes of which only the top bits are left; without a key these are the key hashes too."""
     columns = {"n": pa.array([n for n, _ in rows], pa.int64()), "s": pa.array([s for _, s in rows], pa.string())}
     out = pa.table(columns)
-    for names, of, bits in ((ROW, ["n", "s"], hash_bits), (KEY, ["n"], key_bits)):
+    for names, of, left in ((ROW, ("n", "s"), bits), (KEY, key or ("n", "s"), 64 if key else bits)):
         hashes = hash_columns({name: hashable(columns[name]) for name in of}, len(rows), 0)
-        kept = np.uint64(MASK << (64 - bits) & MASK)
+        kept = np.uint64(MASK << (64 - left) & MASK)
         out = out.append_column(names[0], pa.array(hashes.hi & kept))
-        out = out.append_column(names[1], pa.array(hashes.lo & (kept if bits == 64 else np.uint64(0))))
+        out = out.append_column(names[1], pa.array(hashes.lo & (kept if left == 64 else np.uint64(0))))
     return out.append_column(SPLIT, pa.array(np.zeros(len(rows), np.int8)))
 
 
@@ -84,7 +85,7 @@ def test_real_duplicates_are_dropped_or_numbered_even_where_hashes_collide(rows,
 @given(ROWS, st.sampled_from([0, 2, 64]))
 def test_row_ids_and_order_hashes_tell_rows_apart(rows, bits):
     """Copies of a row do not lie side by side: each but the first has an order hash of its own."""
-    table = settle(bucket_of(rows, bits, bits), ["n", "s"], "none").rows
+    table = settle(bucket_of(rows, bits, key=()), ["n", "s"], "none").rows
     ids = table[ROW_ID].to_pylist()
     assert len(set(ids)) == len(rows)
     assert PAD_ID not in ids
@@ -155,7 +156,7 @@ def test_shares_are_about_as_asked():
     "kind", [ByHash(eval=0.3, test=0.3), ByGroup(columns=("group",), eval=0.3, test=0.3)], ids=["hash", "group"]
 )
 def test_a_row_never_moves_when_others_come_or_go(kind):
-    numbers = [key(i) % 300 for i in range(200)]
+    numbers = [key_of(i) % 300 for i in range(200)]
     whole = assigned(kind, numbers)
     assert assigned(kind, numbers[::3]) == whole[::3]
     assert assigned(kind, numbers[::-1]) == whole[::-1]
