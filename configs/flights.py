@@ -39,6 +39,7 @@ def transform(flights: pd.DataFrame) -> pd.DataFrame:
         "minute_of_day": scheduled // 100 * 60 + scheduled % 100,
         "weekday": date.dt.weekday.astype("int64"),
         "day_of_year": date.dt.dayofyear.astype("int64"),
+        "week": date.dt.isocalendar().week.astype("int64"),
         "plane_age": flights["year"] - flights["plane_year"],
     })  # fmt: skip
 
@@ -49,7 +50,7 @@ def get_config() -> Config:
         name="flights",
         workdir="runs/flights",
         dataset="datasets/flights",
-        epochs=12.0,
+        epochs=4.0,
         etl=EtlConfig(
             source=SqlSource(
                 url="sqlite:///data/flights.db",
@@ -80,6 +81,7 @@ def get_config() -> Config:
                 *(numeric(name) for name in WEATHER),
                 numeric("minute_of_day", type="int64", derived=True),
                 categorical("weekday", type="int64", derived=True),
+                categorical("week", type="int64", derived=True),
                 numeric("day_of_year", type="int64", derived=True),
                 numeric("plane_age", type="int64", derived=True),
             ),
@@ -87,9 +89,9 @@ def get_config() -> Config:
             transform=transform,
             split=ByGroup(columns=("year", "month", "day"), eval=0.1, test=0.1),
         ),
-        model=MLPConfig(hidden=(256, 256), dropout=0.1),
+        model=MLPConfig(hidden=(256, 256), dropout=0.3),
         optim=OptimConfig(peak_lr=2e-3, warmup_steps=200, weight_decay=1e-2),
         loader=LoaderConfig(global_batch=1024),
-        eval=EvalConfig(batch=4096, every=1000),
-        checkpoint=CheckpointConfig(every=500),
+        eval=EvalConfig(batch=4096, every=250),
+        checkpoint=CheckpointConfig(every=250),
     )

@@ -1,7 +1,7 @@
 """The flights recipe on the GPUs of one machine: parameters split over all of them.
 
-    pip install -c constraints.txt -e '.[gpu]'
-    python -m mlprod.train --config configs/gpu.py
+pip install -c constraints.txt -e '.[gpu]'
+python -m mlprod.train --config configs/gpu.py
 """
 
 from flights import get_config as recipe

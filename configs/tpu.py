@@ -1,7 +1,7 @@
 """The flights recipe on a TPU VM with 8 chips (v5e-8): parameters split over the 2 x 4 torus, one mesh axis per torus dimension.
 
-    pip install -c constraints.txt -e '.[tpu]'
-    python -m mlprod.train --config configs/tpu.py
+pip install -c constraints.txt -e '.[tpu]'
+python -m mlprod.train --config configs/tpu.py
 """
 
 from flights import get_config as recipe

@@ -10,14 +10,11 @@ There is no None: an "off" is a value of the field's own type, so that `--config
 
 import dataclasses
 import math
-import re
-import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mlprod.errors import ConfigError, nearest
-from mlprod.hints import hints_of, mismatch
+from mlprod.hints import hints_of
 
 MUST, MAY, DATA = "must", "may", "data"
 BELOW_ONE = 1 - 1e-9
@@ -274,9 +271,6 @@ class Config:
     fast_dev_run: bool = knob(False, "three steps of everything, in a folder of its own")
 
 
-# ---- validation -----------------------------------------------------------------------------------------
-
-
 def walk(section: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any, Any]]:
     """Yields (dotted path, field, type hint, value) of every field below the dataclass `section`, depth first."""
     hints = hints_of(type(section))
@@ -289,107 +283,3 @@ def walk(section: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field[
             for i, item in enumerate(value):
                 if dataclasses.is_dataclass(item) and not isinstance(item, type):
                     yield from walk(item, f"{here}[{i}].")
-
-
-def _check_field(path: str, field: dataclasses.Field[Any], hint: Any, value: Any) -> None:
-    """Raises ConfigError when the field's value has another type than declared, or lies outside its choices or range."""
-    wrong = mismatch(value, hint)
-    if wrong:
-        raise ConfigError(f"config.{path}={wrong}")
-    meta = field.metadata
-    choices, low, high = meta.get("choices", ()), meta.get("low", -math.inf), meta.get("high", math.inf)
-    if choices and value not in choices:
-        raise ConfigError(f"config.{path}={value!r} must be one of {', '.join(map(repr, choices))}")
-    for item in value if isinstance(value, tuple) else (value,):
-        if isinstance(item, int | float) and not (low <= item <= high):  # NaN is outside every range
-            limit = f">= {low}" if high == math.inf else f"from {low} to {high}"
-            raise ConfigError(f"config.{path}={value!r} must be {limit}")
-
-
-def validate(cfg: Config) -> None:
-    """Checks every field's type and range, and the rules between fields. Touches no file and no device.
-
-    Raises:
-        ConfigError: naming the field, its value, the rule and the way out.
-    """
-    for path, field, hint, value in walk(cfg):
-        _check_field(path, field, hint, value)
-    if isinstance(cfg.model, type):
-        raise ConfigError(f"config.model={cfg.model.__name__} is a class; call it: {cfg.model.__name__}()")
-    for path, folder in (("workdir", cfg.workdir), ("dataset", cfg.dataset)):
-        if not folder:
-            raise ConfigError(f"config.{path}='' must name a folder")
-    if not dataclasses.is_dataclass(cfg.model) or not callable(getattr(cfg.model, "build", None)):
-        raise ConfigError(f"config.model={type(cfg.model).__name__} must be a dataclass with build(features, rngs)")
-    if (cfg.steps > 0) == (cfg.epochs > 0):
-        raise ConfigError(
-            f"config.steps={cfg.steps} and config.epochs={cfg.epochs}: set exactly one of them above 0 and the other to 0"
-        )
-    if cfg.loader.num_lanes and cfg.loader.global_batch % cfg.loader.num_lanes:
-        raise ConfigError(
-            f"config.loader.num_lanes={cfg.loader.num_lanes} does not divide config.loader.global_batch={cfg.loader.global_batch}"
-        )
-    _validate_etl(cfg.etl)
-
-
-RESERVED = ("numeric", "label", "weight", "row_id")  # keys of a batch that are not columns
-
-
-_PASSWORD = re.compile(r"://[^:@?]*:(?!\$(\w+|\{\w+\})@)[^@]+@|[?&](password|passwd|pwd|odbc_connect)=(?!\$)", re.IGNORECASE)
-
-
-def refuse_password(field: str, url: str) -> None:
-    """Raises ConfigError when a database URL holds a password as it is: it would be kept beside the run."""
-    if _PASSWORD.search(url):
-        raise ConfigError(f"{field} holds a password; write $NAME in its place and set NAME in the environment")
-
-
-def _validate_etl(etl: EtlConfig) -> None:
-    """The rules between the fields of `config.etl`."""
-    if etl.group_rows & (etl.group_rows - 1):
-        raise ConfigError(f"config.etl.group_rows={etl.group_rows} must be a power of two")
-    if isinstance(etl.source, SqlSource):
-        refuse_password("config.etl.source.url", etl.source.url)
-    elif len(etl.source.delimiter) != 1:
-        raise ConfigError(f"config.etl.source.delimiter={etl.source.delimiter!r} must be one character")
-    if not isinstance(etl.transform, types.FunctionType):
-        raise ConfigError(f"config.etl.transform={etl.transform!r} must be a function made by def: its source is kept")
-    names = [column.name for column in etl.columns]
-    doubles = sorted({name for name in names if names.count(name) > 1})
-    if doubles:
-        raise ConfigError(f"config.etl.columns names {doubles[0]!r} twice")
-    for column in etl.columns:
-        if column.name in RESERVED or "/" in column.name or "." in column.name:
-            raise ConfigError(
-                f"config.etl.columns: {column.name!r} must not hold '/' or '.', nor be one of {', '.join(RESERVED)}"
-            )
-        if column.role == "feature" and column.kind == "numeric" and column.type in ("string", "timestamp"):
-            raise ConfigError(
-                f"config.etl.columns: {column.name!r} is {column.type}; a numeric feature must be int64, float64 or bool"
-            )
-        if column.role == "feature" and column.kind == "categorical" and column.type in ("float64", "timestamp"):
-            raise ConfigError(
-                f"config.etl.columns: {column.name!r} is {column.type}; a categorical must be string, int64 or bool"
-            )
-    clash = next((name for name in names if name.startswith("key_") and name.removeprefix("key_") in etl.key), None)
-    if clash:
-        raise ConfigError(
-            f"config.etl.columns: {clash!r} is the stored name of the key column {clash.removeprefix('key_')!r}; rename it"
-        )
-    if etl.label.column in names:
-        raise ConfigError(
-            f"config.etl.label.column={etl.label.column!r} is also in config.etl.columns; the label must not be a feature"
-        )
-    if not any(column.role == "feature" for column in etl.columns):
-        raise ConfigError("config.etl.columns has no column with role 'feature'")
-    if etl.split.eval + etl.split.test >= 1:
-        raise ConfigError(f"config.etl.split: eval={etl.split.eval} + test={etl.split.test} leave nothing to train on")
-    groups = etl.split.columns if isinstance(etl.split, ByGroup) else None
-    if groups == ():
-        raise ConfigError("config.etl.split.columns=() must name a column; ByHash() splits row by row")
-    for field, named in (("split.columns", groups or ()), ("key", etl.key)):
-        for name in named:
-            if name not in names:
-                raise ConfigError(f"config.etl.{field}: {name!r} is not in config.etl.columns{nearest(name, names)}")
-            if named.count(name) > 1:
-                raise ConfigError(f"config.etl.{field} names {name!r} twice")

@@ -32,6 +32,8 @@ def refused(dtype: np.dtype) -> str:
         return "a typed random key; keep its data, not the key"
     if dtype.kind == "c":
         return "complex"
+    if dtype.name in ("int2", "uint2", "int4", "uint4"):
+        return "narrower than a byte"
     return "" if dtype.itemsize in _UNSIGNED else f"{dtype.itemsize * 8}-bit"
 
 

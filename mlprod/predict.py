@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from mlprod import __version__
 from mlprod.checkpoint import RunState
-from mlprod.config import Config, CsvSource, EtlConfig, SqlSource, refuse_password
+from mlprod.config import Config, CsvSource, EtlConfig, SqlSource
 from mlprod.errors import ConfigError, DataError, WorkdirError
 from mlprod.etl import sources
 from mlprod.etl.derive import derive
@@ -32,6 +32,7 @@ from mlprod.parallel.place import fetch, to_devices
 from mlprod.plan import Plan, make_plan
 from mlprod.state import TrainState
 from mlprod.step import Score, compile_score
+from mlprod.validation import refuse_password
 
 
 def input_source(etl: EtlConfig, given: str) -> SqlSource | CsvSource:

@@ -17,8 +17,9 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from mlprod.config import Config, validate, walk
+from mlprod.config import Config, walk
 from mlprod.errors import ConfigError, nearest
+from mlprod.validation import validate
 
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]+)(=.*)?", re.DOTALL)
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from mlprod import compare, config
-from mlprod.config import DATA, MAY, MUST, Config, validate
+from mlprod import compare, config, validation
+from mlprod.config import DATA, MAY, MUST, Config
 from mlprod.errors import ConfigError
 from mlprod.models.mlp import MLPConfig
 from mlprod.recipe import run_file
+from mlprod.validation import validate
 from tests.conftest import RECIPE, ROOT
 from tests.refused import argv, refused, write_recipe
 
@@ -47,7 +48,7 @@ def test_every_field_is_declared_in_full(section: type, field: dataclasses.Field
     assert field.metadata["rule"] in (MUST, MAY, DATA)
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     if default is not dataclasses.MISSING:
-        config._check_field(field.name, field, typing.get_type_hints(section)[field.name], default)
+        validation._check_field(field.name, field, typing.get_type_hints(section)[field.name], default)
 
 
 def test_fields_without_a_data_rule_do_not_change_the_dataset() -> None:

@@ -18,7 +18,7 @@ TREES = {
 # A module may import lower rows, those named before it in its row, and its own package. A new module needs a place here.
 ROWS = (
     ("errors",),
-    ("hashing", "hints", "config", "compare", "recipe", "manifest", "features", "order", "ledger"),
+    ("hashing", "hints", "config", "validation", "compare", "recipe", "manifest", "features", "order", "ledger"),
     ("etl", "data", "loss", "models", "metrics", "optim", "parallel"),
     ("digest", "state", "step"),
     ("plan", "checkpoint", "tracking", "console", "runtime"),

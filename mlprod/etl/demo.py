@@ -41,7 +41,8 @@ def lay_out(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     source = package_data()
     if not planes.exists():
-        shutil.copyfile(source / "planes.csv", planes)
+        shutil.copyfile(source / "planes.csv", temporary := folder / f".planes.{os.getpid()}.csv")
+        os.replace(temporary, planes)
     if database.exists():
         return
     temporary = folder / f".flights.{os.getpid()}.db"

@@ -41,15 +41,18 @@ def _run(etl: EtlConfig, rows: pa.Table) -> pa.Table:
     schema = pa.schema([(c.name, ARROW[c.type]) for c in derived])
     try:
         table = pa.Table.from_pandas(made[[c.name for c in derived]], schema=schema, preserve_index=False)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except (pa.ArrowException, ValueError, TypeError) as error:
         hide = any(c.sensitive for c in derived)  # the first of Arrow's words shows a value
         why = error.args[-1] if hide and len(error.args) > 1 else " ".join(map(str, error.args))
         raise DataError(f"config.etl.transform: {why}; declare the derived column's type in config.etl.columns") from error
+    made_by = f"config.etl.transform={etl.transform.__name__} made"
     for c in derived:
-        if c.type == "float64" and pc.any(pc.is_inf(table[c.name])).as_py():
+        if c.type == "string" and pc.any(pc.match_substring(table[c.name], "\0")).as_py():
             raise DataError(
-                f"config.etl.transform={etl.transform.__name__} made an infinity in column {c.name!r}; make it missing instead"
+                f"config.etl.transform={etl.transform.__name__} made a NUL character in column {c.name!r}; leave it out"
             )
+        if c.type == "float64" and pc.any(pc.is_inf(table[c.name])).as_py():
+            raise DataError(f"{made_by} an infinity in column {c.name!r}; make it missing instead")
     return pa.table({name: without_nan(combined(table[name])) for name in table.column_names})
 
 
@@ -101,6 +104,7 @@ class Sample:
             self._missing -= min(rows.num_rows, self._missing)
             if self._missing == 0:
                 check_row_wise(self._etl, pa.concat_tables(self._parts))
+                self._parts.clear()
 
     def close(self) -> None:
         """Checks what there is, where the input ended before there was enough."""

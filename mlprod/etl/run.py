@@ -11,6 +11,7 @@ Price: rows are written to disk twice before they are written as Parquet.
 import fcntl
 import json
 import os
+import resource
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -33,6 +34,7 @@ from mlprod.etl.write import SplitWriter, stored_columns
 from mlprod.hashing import HASH_VERSION, hash_columns
 from mlprod.manifest import SPLITS, Manifest
 
+OPEN_FILES = 2048
 ETL_VERSION = 1  # of this program: another version builds anew
 
 
@@ -287,6 +289,13 @@ def _built(dataset: Path, key: str) -> Manifest | None:
     return newest if newest is not None and newest.build_key == key else None
 
 
+def _allow_open_files() -> None:
+    """Raises this process's limit of open files: a spill holds up to 3 x 256, more than some systems allow at first."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < OPEN_FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(OPEN_FILES, hard) if hard > 0 else OPEN_FILES, hard))
+
+
 def build(cfg: Config) -> tuple[Manifest, bool]:
     """Builds the dataset of the config; returns its manifest and whether anything had to be done.
 
@@ -295,6 +304,7 @@ def build(cfg: Config) -> tuple[Manifest, bool]:
         WorkdirError: the dataset's folder cannot be written or is held by another build.
     """
     began, dataset, etl = time.monotonic(), Path(cfg.dataset), cfg.etl
+    _allow_open_files()
     names = [c.name for c in [*source_columns(etl), label_column(etl)]]
     identity = sources.identify(etl.source, names)
     key = build_key(etl, identity)
@@ -306,6 +316,9 @@ def build(cfg: Config) -> tuple[Manifest, bool]:
         if built is not None:
             return built, False
         work = _work(dataset, key)
+        for other in (dataset / "work").iterdir():  # of builds that were killed and whose source or config then changed
+            if other.is_dir() and other != work:
+                shutil.rmtree(other)
         work.mkdir(parents=True, exist_ok=True, mode=0o700)
         counts = _settled(etl, work, identity.expected_bytes)
         if sources.identify(etl.source, names).description != identity.description:

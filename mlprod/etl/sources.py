@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import sqlalchemy as sa
 
-from mlprod.config import Column, CsvSource, Join, Lookup, SqlSource
+from mlprod.config import Column, CsvSource, Join, Lookup, On, SqlSource
 from mlprod.errors import DataError, nearest
 from mlprod.etl.schema import Loose, cast_strictly, require, shown
 from mlprod.manifest import sha256_file
@@ -117,6 +117,12 @@ def _check_unique(connection: sa.Connection, table: sa.Table, join: Join) -> Non
         raise DataError(f"table {join.table!r} has several rows with {names} = {tuple(double)}; a join needs one")
 
 
+def _check_plus(on: On, left: sa.ColumnElement[Any], right: sa.ColumnElement[Any]) -> None:
+    """Raises DataError when a shifted key is not an integer."""
+    if on.plus and not all(isinstance(column.type, sa.Integer) for column in (left, right)):
+        raise DataError(f"config.etl.source.joins: plus={on.plus} needs integer columns, as {on.left!r} and {on.right!r} are not")
+
+
 def _joined(main: sa.Table, joins: Sequence[tuple[Join, sa.FromClause]]) -> sa.FromClause:
     """Returns the main table left-joined with each alias on its join's equalities."""
     clause: sa.FromClause = main
@@ -124,6 +130,7 @@ def _joined(main: sa.Table, joins: Sequence[tuple[Join, sa.FromClause]]) -> sa.F
         for on in join.on:
             require(on.left, list(main.c.keys()), f"table {main.name!r}")
             require(on.right, list(right.c.keys()), f"table {join.table!r}")
+            _check_plus(on, main.c[on.left], right.c[on.right])
         # The shift stands on the main table's side: the joined table's column is bare, so its index can be used.
         equal = [(main.c[on.left] - on.plus if on.plus else main.c[on.left]) == right.c[on.right] for on in join.on]
         clause = sa.outerjoin(clause, right, sa.and_(*equal))
@@ -190,7 +197,15 @@ def _sql_identity(source: SqlSource, names: Sequence[str]) -> Identity:
     engine.dispose()
     compiled = statement.compile(engine)
     parameters = {k: str(v) for k, v in compiled.params.items()}
-    query = {"query": str(compiled), "parameters": parameters, "rows": rows, "joined_rows": joined, "watermark": str(newest)}
+    database = engine.url.set(username=None, password=None, query={}).render_as_string()
+    query = {
+        "database": database,
+        "query": str(compiled),
+        "parameters": parameters,
+        "rows": rows,
+        "joined_rows": joined,
+        "watermark": str(newest),
+    }
     return Identity(
         description=query, expected_bytes=rows * (len(names) * _VALUE_BYTES + _HASH_BYTES), stable=bool(source.watermark)
     )

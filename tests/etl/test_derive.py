@@ -136,9 +136,6 @@ def test_a_derived_nan_is_missing(make, tmp_path):
     assert made["d"].to_pylist() == [1.0, None, None]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="mlprod/etl/derive.py, _run: from_pandas also raises ArrowNotImplementedError and ValueError"
-)
 @pytest.mark.parametrize(
     "hook, column",
     [

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlprod import features
-from mlprod.config import ByHash, Column, categorical, numeric, validate
+from mlprod.config import ByHash, Column, categorical, numeric
 from mlprod.data.reader import GroupReader
 from mlprod.errors import ConfigError, DataError
 from mlprod.etl.run import build
@@ -20,6 +20,7 @@ from mlprod.etl.write import Scale
 from mlprod.features import Feature
 from mlprod.hashing import FixedValues, hash_columns, hash_sum, mix_hash
 from mlprod.manifest import SPLITS, content_id, sha256_file
+from mlprod.validation import validate
 from tests.plain import numbered, small_config, stored, stored_table, table_text
 
 ALL = ByHash(eval=0.0, test=0.0)  # every row is a training row
@@ -177,9 +178,6 @@ def test_a_value_beyond_float32_is_refused(tmp_path):
         build(small_config(tmp_path, numbered(20).replace("\n3,1.5,", "\n3,1e39,"), split=ALL))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="mlprod/config.py, _validate_etl: reader.py takes the first weight as float32; run.py compares it with 0"
-)
 @pytest.mark.parametrize(
     "columns",
     [
@@ -194,9 +192,6 @@ def test_a_weight_is_one_number(columns, tmp_path):
         validate(small_config(tmp_path, numbered(20), (numeric("x"), *columns)))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="mlprod/config.py, RESERVED: `_split` ends in a KeyError of settle.py, `packed_float32` of write.py"
-)
 @pytest.mark.parametrize("name", ["_split", "_label", "packed_float32", "packed_int32"])
 def test_names_of_our_own_columns_are_refused(name, tmp_path):
     with pytest.raises(ConfigError, match=name):

@@ -1,0 +1,130 @@
+"""The rules of a config: every field's type, choices and range, and the rules between fields.
+
+Promise: what passes here needs no second look inside; every mistake names field, value, rule and way out. No file and no
+device is touched.
+"""
+
+import dataclasses
+import math
+import re
+import types
+from typing import Any
+
+from mlprod.config import ByGroup, Column, Config, EtlConfig, SqlSource, walk
+from mlprod.errors import ConfigError, nearest
+from mlprod.hints import mismatch
+
+RESERVED = ("numeric", "label", "weight", "row_id")  # keys of a batch that are not columns
+_PASSWORD = re.compile(r"://[^:@?]*:(?!\$(\w+|\{\w+\})@)[^@]+@|[?&](password|passwd|pwd|odbc_connect)=(?!\$)", re.IGNORECASE)
+
+
+def _check_field(path: str, field: dataclasses.Field[Any], hint: Any, value: Any) -> None:
+    """Raises ConfigError when the field's value has another type than declared, or lies outside its choices or range."""
+    wrong = mismatch(value, hint)
+    if wrong:
+        raise ConfigError(f"config.{path}={wrong}")
+    meta = field.metadata
+    choices, low, high = meta.get("choices", ()), meta.get("low", -math.inf), meta.get("high", math.inf)
+    if choices and value not in choices:
+        raise ConfigError(f"config.{path}={value!r} must be one of {', '.join(map(repr, choices))}")
+    for item in value if isinstance(value, tuple) else (value,):
+        if isinstance(item, int | float) and not (low <= item <= high):  # NaN is outside every range
+            limit = f">= {low}" if high == math.inf else f"from {low} to {high}"
+            raise ConfigError(f"config.{path}={value!r} must be {limit}")
+
+
+def validate(cfg: Config) -> None:
+    """Checks every field's type and range, and the rules between fields. Touches no file and no device.
+
+    Raises:
+        ConfigError: naming the field, its value, the rule and the way out.
+    """
+    for path, field, hint, value in walk(cfg):
+        _check_field(path, field, hint, value)
+    if isinstance(cfg.model, type):
+        raise ConfigError(f"config.model={cfg.model.__name__} is a class; call it: {cfg.model.__name__}()")
+    for path, folder in (("workdir", cfg.workdir), ("dataset", cfg.dataset)):
+        if not folder:
+            raise ConfigError(f"config.{path}='' must name a folder")
+    if not dataclasses.is_dataclass(cfg.model) or not callable(getattr(cfg.model, "build", None)):
+        raise ConfigError(f"config.model={type(cfg.model).__name__} must be a dataclass with build(features, rngs)")
+    if (cfg.steps > 0) == (cfg.epochs > 0):
+        raise ConfigError(
+            f"config.steps={cfg.steps} and config.epochs={cfg.epochs}: set exactly one of them above 0 and the other to 0"
+        )
+    if cfg.loader.num_lanes and cfg.loader.global_batch % cfg.loader.num_lanes:
+        raise ConfigError(
+            f"config.loader.num_lanes={cfg.loader.num_lanes} does not divide config.loader.global_batch={cfg.loader.global_batch}"
+        )
+    _validate_etl(cfg.etl)
+
+
+def refuse_password(field: str, url: str) -> None:
+    """Raises ConfigError when a database URL holds a password as it is: it would be kept beside the run."""
+    if _PASSWORD.search(url):
+        raise ConfigError(f"{field} holds a password; write $NAME in its place and set NAME in the environment")
+
+
+def _validate_etl(etl: EtlConfig) -> None:
+    """The rules between the fields of `config.etl`."""
+    if etl.group_rows & (etl.group_rows - 1):
+        raise ConfigError(f"config.etl.group_rows={etl.group_rows} must be a power of two")
+    if isinstance(etl.source, SqlSource):
+        refuse_password("config.etl.source.url", etl.source.url)
+    elif len(etl.source.delimiter) != 1:
+        raise ConfigError(f"config.etl.source.delimiter={etl.source.delimiter!r} must be one character")
+    if not isinstance(etl.transform, types.FunctionType):
+        raise ConfigError(f"config.etl.transform={etl.transform!r} must be a function made by def: its source is kept")
+    for column in etl.columns:
+        _validate_column(column)
+    _validate_roles(etl)
+    if etl.split.eval + etl.split.test >= 1:
+        raise ConfigError(f"config.etl.split: eval={etl.split.eval} + test={etl.split.test} leave nothing to train on")
+    names = [column.name for column in etl.columns]
+    _validate_names("key", etl.key, names)
+    if isinstance(etl.split, ByGroup):
+        _validate_names("split.columns", etl.split.columns, names)
+        if not etl.split.columns:
+            raise ConfigError("config.etl.split.columns=() must name a column; ByHash() splits row by row")
+
+
+def _validate_column(column: Column) -> None:
+    """The rules of one column: a name that is not ours, and a type that its role can use."""
+    where = f"config.etl.columns: {column.name!r}"
+    if column.name.startswith(("_", "packed_")):
+        raise ConfigError(f"{where} must not begin with '_' or 'packed_', which are names of ours")
+    if column.name in RESERVED or "/" in column.name or "." in column.name:
+        raise ConfigError(f"{where} must not hold '/' or '.', nor be one of {', '.join(RESERVED)}")
+    if column.role == "feature" and column.kind == "numeric" and column.type in ("string", "timestamp"):
+        raise ConfigError(f"{where} is {column.type}; a numeric feature must be int64, float64 or bool")
+    if column.role == "feature" and column.kind == "categorical" and column.type in ("float64", "timestamp"):
+        raise ConfigError(f"{where} is {column.type}; a categorical must be string, int64 or bool")
+
+
+def _validate_roles(etl: EtlConfig) -> None:
+    """The rules between columns: names once, one weight at most, features but never the label among them."""
+    names = [column.name for column in etl.columns]
+    doubles = sorted({name for name in names if names.count(name) > 1})
+    if doubles:
+        raise ConfigError(f"config.etl.columns names {doubles[0]!r} twice")
+    weights = [column for column in etl.columns if column.role == "weight"]
+    if len(weights) > 1 or any(column.type not in ("int64", "float64", "bool") for column in weights):
+        raise ConfigError(f"config.etl.columns: weight {[c.name for c in weights]} must be one column of int64, float64 or bool")
+    clash = next((name for name in names if name.startswith("key_") and name.removeprefix("key_") in etl.key), None)
+    if clash:
+        key = clash.removeprefix("key_")
+        raise ConfigError(f"config.etl.columns: {clash!r} is the stored name of the key column {key!r}; rename it")
+    label = etl.label.column
+    if label in names:
+        raise ConfigError(f"config.etl.label.column={label!r} is also in config.etl.columns; the label must not be a feature")
+    if not any(column.role == "feature" for column in etl.columns):
+        raise ConfigError("config.etl.columns has no column with role 'feature'")
+
+
+def _validate_names(field: str, named: tuple[str, ...], known: list[str]) -> None:
+    """Every column that a field names exists, and is named once."""
+    for name in named:
+        if name not in known:
+            raise ConfigError(f"config.etl.{field}: {name!r} is not in config.etl.columns{nearest(name, known)}")
+        if named.count(name) > 1:
+            raise ConfigError(f"config.etl.{field} names {name!r} twice")
