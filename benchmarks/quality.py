@@ -5,7 +5,7 @@
 Job: fits a constant, logistic regression, boosted trees and configs/flights.py on the same stored rows, and scores each on the
 same held-out days. Promise: one reader feeds all, numbers filled as stored; what mlprod scored is checked to be the same rows.
 Every row of the table is a mean over the seeds that the model has a use for; the figures are ratios of log loss.
-Price: about <minutes> minutes on 2 cores; --quick (one seed, one epoch) about a minute.
+Price: about three minutes on 2 cores; --quick (one seed, one epoch) about a minute.
 """
 
 import sys
@@ -128,11 +128,14 @@ def show(results: list[Result]) -> None:
 
 def ratio(mine: Result, peer: Result, goal: dict[str, float] | None) -> Figure:
     """Returns the figure mlprod / peer of the log loss on the test days; each seed of ours against the peer's mean."""
-    values = mine.log_loss / peer.log_loss.mean()
-    return Figure(
-        name=f"test log loss, mlprod / {peer.name}", value=float(values.mean()), low=float(values.min()), high=float(values.max()),
-        unit="ratio", goal=goal, runs=len(values), peers={peer.name: float(peer.log_loss.mean())},
-    )  # fmt: skip
+    theirs = float(peer.log_loss.mean())
+    return figure(f"test log loss, mlprod / {peer.name}", mine.log_loss / theirs, "ratio", goal, {peer.name: theirs})
+
+
+def figure(name: str, values: np.ndarray, unit: str, goal: dict[str, float] | None, theirs: dict[str, float]) -> Figure:
+    """Returns the figure of values [seeds]: their mean, least and greatest."""
+    value, low, high = float(values.mean()), float(values.min()), float(values.max())
+    return Figure(name=name, value=value, low=low, high=high, unit=unit, runs=len(values), goal=goal, peers=theirs)
 
 
 def main() -> None:
@@ -156,11 +159,8 @@ def main() -> None:
             fit_mlprod(results["mlprod"], recipe.load(CONFIG, words), rows)
     show(list(results.values()))
     mine = results["mlprod"]
-    loss = Figure(
-        name="test log loss, mlprod", value=float(mine.log_loss.mean()), low=float(mine.log_loss.min()),
-        high=float(mine.log_loss.max()), unit="nats", runs=len(seeds),
-        peers={name: float(results[name].log_loss.mean()) for name in made},
-    )  # fmt: skip
+    theirs = {name: float(results[name].log_loss.mean()) for name in made}
+    loss = figure("test log loss, mlprod", mine.log_loss, "nats", None, theirs)
     publish([ratio(mine, results["logistic"], {"max": 0.98}), ratio(mine, results["boosted"], None), loss], options.json)
 
 
