@@ -88,7 +88,8 @@ def _loop(
             with ledger.spent("data"):
                 batch = next(batches)
             with ledger.spent("compile" if step == run.step else "step"):
-                state, sums = update(state, batch)
+                with jax.transfer_guard("disallow"):  # an array that moves by accident is an error
+                    state, sums = update(state, batch)
                 step, position = step + 1, position + plan.order.global_batch
                 late.report(step, position, sums)  # fetches the step before: the devices never wait for us
             stopping = stop.requested  # looked at once, so that what is said to be saved is

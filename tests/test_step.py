@@ -1,0 +1,100 @@
+"""The step: pure, compiled once, donated, keyed by (seed, step), and never walking nnx's graph."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mlprod.config import MeshConfig
+from mlprod.data.loader import train_batches
+from mlprod.parallel.place import fetch, to_devices
+from mlprod.plan import Plan, make_plan
+from mlprod.state import TrainState, create, flatten, parameter_path
+from mlprod.step import compile_update, key_for
+from tests.conftest import MakeConfig
+
+
+@pytest.fixture(params=["one device", "eight devices"])
+def plan(request: pytest.FixtureRequest, make_config: MakeConfig) -> Plan:
+    """The smoke run on one device, and with its parameters split over eight."""
+    one = request.param == "one device"
+    return make_plan(make_config(mesh=MeshConfig(fsdp=(1,) if one else (8,))), jax.devices()[: 1 if one else 8])
+
+
+def fresh(plan: Plan) -> TrainState:
+    """A fresh state."""
+    return create(plan.model, plan.cfg.model, plan.features, plan.optimizer, plan.where, plan.cfg.seed)
+
+
+def batches(plan: Plan, number: int) -> list[dict[str, jax.Array]]:
+    """The first batches of the run, on the devices."""
+    size, ranges = plan.order.global_batch, plan.train_ranges
+    rows = train_batches(plan.cfg, plan.manifest, plan.order, ranges, 0, number)
+    return [to_devices(host, plan.placement.batch(size), ranges, size) for host in rows]
+
+
+def test_a_step_is_pure_donated_and_compiled_once(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first call nnx is never touched, nothing is moved implicitly, old buffers are gone, nothing recompiles."""
+    update = compile_update(plan.model, plan.optimizer, plan.rate, plan.cfg.seed, plan.where, plan.placement)
+    state, first, *others = fresh(plan), *batches(plan, 4)
+    state, sums = update(state, first)
+
+    def walked(*args: object, **named: object) -> None:
+        raise AssertionError("nnx's graph was walked in the loop")
+
+    for name in ("split", "merge", "update", "state"):
+        monkeypatch.setattr(nnx, name, walked)
+    with jax.transfer_guard("disallow"):
+        for batch in others:
+            before = jax.tree.leaves(state)
+            state, sums = update(state, batch)
+            assert all(leaf.is_deleted() for leaf in before)
+            fetch(sums)
+    assert update._cache_size() == 1
+    assert int(fetch(state.step)) == 4
+    for path, leaf in flatten(state).items():
+        assert leaf.sharding.is_equivalent_to(flatten(plan.where)[path], leaf.ndim), f"{path} drifted to {leaf.sharding}"
+
+
+def test_every_array_is_born_where_it_lives(plan: Plan) -> None:
+    """No array is on fewer devices than its layout says: the optimizer's moments split as their parameters do."""
+    state, where = flatten(fresh(plan)), flatten(plan.where)
+    assert all(state[path].sharding.is_equivalent_to(where[path], state[path].ndim) for path in state)
+    for path, leaf in state.items():
+        if path.startswith("optim/adam/mu/"):
+            other = state[path.removeprefix("optim/adam/mu/")]
+            assert leaf.sharding.is_equivalent_to(other.sharding, leaf.ndim), path
+    if plan.placement.mesh.size == 8:
+        kernel = state["params/hidden/1/kernel"]
+        assert {shard.data.shape for shard in kernel.addressable_shards} == {(2, 16)}
+
+
+def test_the_digest_of_ids_is_that_of_the_rows(plan: Plan) -> None:
+    """The `ids` that a step logs are the digest of the batch's row ids, on any layout."""
+    from mlprod.digest import digest_numpy
+
+    update = compile_update(plan.model, plan.optimizer, plan.rate, plan.cfg.seed, plan.where, plan.placement)
+    (batch,) = batches(plan, 1)
+    ids = np.asarray(fetch(batch["row_id"]))
+    np.testing.assert_array_equal(fetch(update(fresh(plan), batch)[1]["ids"]), digest_numpy(ids))
+
+
+def test_random_keys_are_those_of_seed_step_and_name() -> None:
+    """Eager and jitted the same; another seed, step or name gives another key."""
+    data = {
+        (s, t, n): tuple(np.asarray(jax.random.key_data(key_for(s, jnp.int32(t), n))))
+        for s in (0, 1)
+        for t in (0, 1)
+        for n in "ab"
+    }
+    assert len(set(data.values())) == 8
+    jitted = jax.jit(lambda step: jax.random.key_data(key_for(1, step, "b")))(jnp.int32(1))
+    assert tuple(np.asarray(jitted)) == data[1, 1, "b"]
+
+
+def test_paths_are_ours() -> None:
+    """A moment's path ends in its parameter's; what is no parameter has none."""
+    assert parameter_path("optim/adam/mu/params/hidden/0/kernel") == "hidden/0/kernel" == parameter_path("params/hidden/0/kernel")
+    assert parameter_path("tables/embed/color/table") == "embed/color/table"
+    assert parameter_path("optim/rate/count") == parameter_path("step") == ""
