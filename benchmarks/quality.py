@@ -110,9 +110,10 @@ def fit_mlprod(result: Result, cfg: Config, rows: dict[str, Arrays]) -> None:
     plan = make_plan(cfg, jax.devices())
     score = compile_score(plan.model, plan.placement)
     for split in SCORED:
-        seen: list[np.ndarray] = []
-        result.add(split, evaluate(plan, score, state, split, sink=lambda batch, seen=seen: seen.append(batch["row_id"])))
-        if not np.array_equal(np.sort(np.concatenate(seen)), np.sort(rows[split]["row_id"])):
+        seen: list[Arrays] = []
+        result.add(split, evaluate(plan, score, state, split, sink=seen.append))
+        ids = np.concatenate([batch["row_id"] for batch in seen])
+        if not np.array_equal(np.sort(ids), np.sort(rows[split]["row_id"])):
             raise RuntimeError(f"mlprod scored other {split} rows than its peers")
 
 

@@ -1,7 +1,10 @@
 """The strict world: 8 simulated devices, no silent rank promotion; warnings are errors by pyproject.toml."""
 
+import atexit
 import dataclasses
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,11 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Many tests compile the same programs: the second time they come from this run's own folder.
+COMPILED = tempfile.mkdtemp(prefix="mlprod-compiled-")
+atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
+jax.config.update("jax_compilation_cache_dir", COMPILED)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 from mlprod.config import Config
 from mlprod.etl.run import build

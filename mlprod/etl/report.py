@@ -55,9 +55,9 @@ def column_rows(counts: Counts, columns: Sequence[Column], spec: FeatureSpec, la
 def _kind(c: Mapping[str, Any]) -> str:
     """Returns what a column is and became, in a few words."""
     if c["vocabulary"] is not None:
-        return f"categorical, {c['vocabulary']:,} values"
+        return f"{c['vocabulary']:,} values"
     if c["fill"] is not None:
-        return f"numeric, median {c['fill']:g}"
+        return f"number, median {c['fill']:g}"
     return str(c["kind"] or c["role"])
 
 

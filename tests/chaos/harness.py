@@ -22,7 +22,7 @@ from mlprod.plan import make_plan
 from mlprod.state import flatten
 from mlprod.tracking import read_log
 from tests.chaos.child import command
-from tests.conftest import RECIPE
+from tests.conftest import COMPILED, RECIPE
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.chaos.child"])
@@ -47,6 +47,7 @@ class Run:
     def start(self, *more: str) -> Any:
         """Starts a process of the run."""
         paths = {"workdir": self.cfg.workdir, "dataset": self.cfg.dataset, "etl.source.path": self.cfg.etl.source.path}
+        paths["runtime.compile_cache"] = COMPILED  # as on GPUs and TPUs, where a kill may also tear a compiled program
         given = [f"--config.{field}={value}" for field, value in paths.items()]
         argv = ["train", "--config", str(RECIPE), *given, *self.devices, *more]
         process = CONTEXT.Process(target=command, args=(argv, f"{self.cfg.workdir}.out"))
