@@ -39,7 +39,6 @@ def transform(flights: pd.DataFrame) -> pd.DataFrame:
         "minute_of_day": scheduled // 100 * 60 + scheduled % 100,
         "weekday": date.dt.weekday.astype("int64"),
         "day_of_year": date.dt.dayofyear.astype("int64"),
-        "week": date.dt.isocalendar().week.astype("int64"),
         "plane_age": flights["year"] - flights["plane_year"],
     })  # fmt: skip
 
@@ -81,7 +80,6 @@ def get_config() -> Config:
                 *(numeric(name) for name in WEATHER),
                 numeric("minute_of_day", type="int64", derived=True),
                 categorical("weekday", type="int64", derived=True),
-                categorical("week", type="int64", derived=True),
                 numeric("day_of_year", type="int64", derived=True),
                 numeric("plane_age", type="int64", derived=True),
             ),

@@ -52,7 +52,7 @@ def train(cfg: Config, devices: Sequence[jax.Device]) -> TrainState:
         workdir = Path(cfg.workdir)
         plan = make_plan(cfg, devices)
     with runtime.hold(workdir), runtime.StopRequest() as stop, Store(workdir, strict=cfg.checkpoint.strict) as store:
-        with ledger.spent("restore"):
+        with ledger.spent("state"):
             state, run = _start(plan, store)
         ledger.earlier = dict(run.ledger)
         with ledger.spent("tracking"):
