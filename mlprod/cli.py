@@ -69,8 +69,8 @@ def _help() -> str:
 
 def _ensure_dataset(cfg: Config, config_file: str, overrides: Sequence[str]) -> None:
     """Builds the dataset in a child process when there is none, so that the trainer never holds the ETL's memory."""
-    if any((Path(cfg.dataset) / "manifests").glob("[0-9]*.json")):
-        return
+    if "://" in cfg.dataset or any((Path(cfg.dataset) / "manifests").glob("[0-9]*.json")):
+        return  # a remote one is built elsewhere
     print(f"mlprod: {cfg.dataset} is not built yet; running `mlprod etl`", file=sys.stderr)
     code = subprocess.run([sys.executable, "-m", "mlprod.etl", "--config", config_file, *overrides], check=False).returncode
     if code:

@@ -185,7 +185,11 @@ class LoaderConfig:
     num_lanes: int = knob(0, "0: the largest divisor of global_batch not above 64", rule=MUST, low=0)
     window_rows: int = knob(0, "0: the smallest that holds 32 MiB, 4 row groups and 4 batches", unit="rows", rule=MUST, low=0)
     threads: int = knob(2, "that read and decode", low=1, high=64)
-    prefetch: int = knob(4, "ahead of the step", unit="batches", low=1, high=1024)
+    prefetch: int = knob(4, "read ahead into this machine's memory", unit="batches", low=1, high=1024)
+    on_device: int = knob(2, "put on the devices ahead of the step", unit="batches", low=1, high=64)
+    skip: tuple[tuple[int, int], ...] = knob(
+        (), "ranges [a, b) of example positions that are not trained on, such as those before a loss spike", unit="examples"
+    )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -6,6 +6,7 @@ float32 rounding of one batch.
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -25,7 +26,7 @@ from mlprod.config import Config
 from mlprod.data.loader import eval_batches
 from mlprod.errors import ConfigError, DataError, WorkdirError
 from mlprod.metrics import binary_metrics
-from mlprod.parallel.place import fetch, to_devices
+from mlprod.parallel.place import fetch, placed_ahead
 from mlprod.plan import Plan, make_plan
 from mlprod.state import TrainState
 from mlprod.step import Score, compile_score
@@ -37,9 +38,15 @@ def scored_batches(
     plan: Plan, score: Score, state: TrainState, split: str, limit: int | None
 ) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
     """Yields (fetched `metrics.batch_sums`, host batch) over a split; `limit`: at most so many batches."""
-    sharding, ranges = plan.placement.batch(plan.eval_order.global_batch), plan.eval_ranges
-    for batch in islice(eval_batches(plan.cfg, plan.manifest, split, ranges), limit):
-        yield fetch(score(state, to_devices(batch, sharding, ranges, plan.eval_order.global_batch))), batch
+    batches = eval_batches(plan.cfg, plan.store, plan.manifest, split, plan.eval_ranges)
+    size, depth = plan.eval_order.global_batch, plan.cfg.loader.on_device
+
+    def waiting(seconds: float) -> None:
+        print(f"mlprod: evaluation has waited {seconds:.0f} s for data of {plan.cfg.dataset}", file=sys.stderr, flush=True)
+
+    with placed_ahead(batches, plan.placement.batch(size), plan.eval_ranges, size, depth, waiting) as placed:
+        for host, batch in islice(placed, limit):
+            yield fetch(score(state, batch)), dict(host)
 
 
 def evaluate(

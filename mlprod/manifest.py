@@ -1,8 +1,8 @@
 """The contract between ETL and training: what a dataset is, on disk and as dataclasses.
 
 Promise: a version exists when its manifest does; the manifest is written last, by one rename, and never changed. Files
-that a manifest names are never rewritten.
-Price: one JSON file a version, read once at the start of a verb.
+that a manifest names are never rewritten. A format of another version of the program is refused by name, never misread.
+Price: one JSON file a version, read once at the start of a verb: about 90 bytes a row group.
 """
 
 import dataclasses
@@ -12,13 +12,13 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mlprod.compare import data_json, differences
 from mlprod.config import Config
 from mlprod.errors import DataError
 
-FORMAT = 1
+FORMAT = 2  # 2: the bytes and checksum of every row group, so that a reader checks what it reads and nothing else
 SPLITS = ("train", "eval", "test")
 
 
@@ -29,6 +29,9 @@ class Shard:
     path: str  # below the dataset's folder
     groups: tuple[int, ...]  # rows of each row group
     sums: tuple[str, ...]  # per group, 32 hex digits: sum mod 2^128 of mix(hash of the stored example, its index)
+    spans: tuple[tuple[int, int], ...]  # per group, the bytes [a, b) of the columns that training reads
+    checksums: tuple[str, ...]  # per group, XXH3-64 of these bytes
+    footer: tuple[int, str]  # Parquet's own table of contents, the file's last bytes: their number, and their XXH3-64
     bytes: int
     sha256: str
 
@@ -101,6 +104,20 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class Folder(Protocol):
+    """Where a dataset lies: a local folder or an object store. Paths are relative, with '/'."""
+
+    location: str  # for people
+
+    def read(self, path: str) -> bytes:
+        """Returns a whole file; raises FileNotFoundError where there is none."""
+        ...
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Returns {file name: bytes} of the files right below a folder; empty where there is none."""
+        ...
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Writes a text file so that a reader, or a kill at any moment, sees all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,21 +139,21 @@ def content_id(columns: tuple[StoredColumn, ...], features: str, splits: Mapping
     return sha256_text(canonical({"schema": schema, "features": features, "groups": groups}))[:32]
 
 
-def versions(dataset: Path) -> list[int]:
+def versions(dataset: Folder) -> list[int]:
     """Returns the numbers of the dataset's versions, ascending."""
-    return sorted(int(path.stem) for path in (dataset / "manifests").glob("*.json") if path.stem.isdecimal())
+    stems = [name.removesuffix(".json") for name in dataset.sizes("manifests") if name.endswith(".json")]
+    return sorted(int(stem) for stem in stems if stem.isdecimal())
 
 
-def manifest_path(dataset: Path, version: int) -> Path:
-    """Returns where the manifest of a version lies."""
-    return dataset / "manifests" / f"{version:06d}.json"
+def manifest_path(version: int) -> str:
+    """Returns where the manifest of a version lies, below the dataset's folder."""
+    return f"manifests/{version:06d}.json"
 
 
 def write(dataset: Path, manifest: Manifest) -> None:
     """Publishes a version: from this rename on it exists."""
-    write_atomically(
-        manifest_path(dataset, manifest.version), json.dumps(dataclasses.asdict(manifest), indent=1, allow_nan=False)
-    )
+    text = json.dumps(dataclasses.asdict(manifest), indent=1, allow_nan=False)
+    write_atomically(dataset / manifest_path(manifest.version), text)
 
 
 def _build(cls: Callable[..., Any], body: Mapping[str, Any], **changed: Any) -> Any:
@@ -144,58 +161,80 @@ def _build(cls: Callable[..., Any], body: Mapping[str, Any], **changed: Any) -> 
 
 
 def _shard(body: Mapping[str, Any]) -> Shard:
-    shard: Shard = _build(Shard, body, groups=tuple(body["groups"]), sums=tuple(body["sums"]))
+    tuples = {name: tuple(body[name]) for name in ("groups", "sums", "checksums", "footer")}
+    shard: Shard = _build(Shard, body, **tuples, spans=tuple((int(a), int(b)) for a, b in body["spans"]))
+    if not len(shard.groups) == len(shard.sums) == len(shard.spans) == len(shard.checksums):
+        raise ValueError(f"{shard.path}: its lists of row groups differ in length")
     return shard
 
 
-def read(dataset: Path, version: int = 0) -> Manifest:
+def read(dataset: Folder, version: int = 0) -> Manifest:
     """Reads a version (0: the newest).
 
     Raises:
-        DataError: no version there, a newer format than known, or a file that is not a manifest.
+        DataError: no version there, another format than this program's, or a file that is not a manifest.
     """
     known = versions(dataset)
     if not known or (version and version not in known):
-        raise DataError(
-            f"{dataset} has no dataset version{f' {version}' if version else ''}: run `mlprod etl` with the same config first"
-        )
-    path = manifest_path(dataset, version or known[-1])
+        which = f" {version}" if version else ""
+        raise DataError(f"{dataset.location} has no dataset version{which}: run `mlprod etl` with the same config first")
+    path = manifest_path(version or known[-1])
+    where = f"{dataset.location}/{path}"
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-        if body["format"] > FORMAT:
-            raise DataError(
-                f"{path}: format {body['format']} is newer than {FORMAT}, the newest this version reads; update mlprod"
-            )
+        body = json.loads(dataset.read(path))
+        if body["format"] != FORMAT:
+            age, way = ("newer", "update mlprod") if body["format"] > FORMAT else ("older", "`mlprod etl` builds a new version")
+            raise DataError(f"{where}: format {body['format']} is {age} than {FORMAT}, which this mlprod reads; {way}")
         columns = tuple(_build(StoredColumn, c, shape=tuple(c["shape"])) for c in body["columns"])
         splits = {name: tuple(_shard(s) for s in shards) for name, shards in body["splits"].items()}
         manifest: Manifest = _build(Manifest, body, columns=columns, splits=splits)
         return manifest
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: not a manifest ({type(error).__name__}: {error}); remove it and run `mlprod etl`") from error
+        raise DataError(f"{where}: not a manifest ({type(error).__name__}: {error}); remove it and run `mlprod etl`") from error
 
 
-def open_for(cfg: Config) -> Manifest:
-    """Reads the newest version of `cfg.dataset` and checks that it was built by the same data config.
+def newest_build_key(dataset: Folder) -> str:
+    """Returns the `build_key` of the newest version, of whatever format; '' where there is none.
 
     Raises:
-        DataError: no dataset, or one whose data config differs; the first difference is named.
+        DataError: a file that is not a manifest.
     """
-    dataset = Path(cfg.dataset)
+    known = versions(dataset)
+    if not known:
+        return ""
+    path = manifest_path(known[-1])
+    try:
+        return str(json.loads(dataset.read(path))["build_key"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{dataset.location}/{path}: not a manifest ({type(error).__name__}: {error}); remove it and run `mlprod etl`"
+        ) from error
+
+
+def open_for(cfg: Config, dataset: Folder) -> Manifest:
+    """Reads the newest version of `cfg.dataset` and checks that it was built by the same data config and lies there whole.
+
+    Raises:
+        DataError: no dataset, or one whose data config differs (the first difference is named), or a file that is gone or cut.
+    """
     manifest = read(dataset)
     changed = differences(manifest.config, data_json(cfg.etl))
     if changed:
         path = min(changed, key=lambda p: (not p.endswith(".name"), p.endswith("class"), p))  # a name tells most, a class least
         old, new = changed[path]
         raise DataError(
-            f"{dataset} was built by another config: etl.{path} was {old!r}, now {new!r} ({len(changed)} difference(s)); "
-            f"run `mlprod etl` to build a new version, or give config.dataset another folder"
+            f"{dataset.location} was built by another config: etl.{path} was {old!r}, now {new!r} "
+            f"({len(changed)} difference(s)); run `mlprod etl` to build a new version, or give config.dataset another folder"
         )
-    for shard in (s for shards in manifest.splits.values() for s in shards):
-        file = dataset / shard.path
-        found = file.stat().st_size if file.is_file() else -1
+    shards = [shard for split in manifest.splits.values() for shard in split]
+    folders = {folder: dataset.sizes(folder) for folder in {shard.path.rpartition("/")[0] for shard in shards}}
+    for shard in shards:
+        folder, _, name = shard.path.rpartition("/")
+        found = folders[folder].get(name, -1)
         if found != shard.bytes:
             state = "is missing" if found < 0 else f"has {found} bytes"
             raise DataError(
-                f"{file} {state}; the manifest says {shard.bytes} bytes: restore it, or remove {dataset} and run `mlprod etl`"
+                f"{dataset.location}/{shard.path} {state}; the manifest says {shard.bytes} bytes: "
+                f"restore it, or remove {dataset.location} and run `mlprod etl`"
             )
     return manifest

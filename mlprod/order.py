@@ -2,7 +2,7 @@
 
 Promise: not of processes, devices, threads or restarts. Every example once an epoch but for the N mod G left out in
 training (others each epoch); evaluation covers every row once and pads with weight 0.
-Price: a plan is O(row groups); a window's slots are computed whole, about 10 ns a row; restoring a position costs one window.
+Price: a plan is O(row groups); a window's slots are computed at once, about 6 ns a row; restoring a position costs one window.
 
 Words: an epoch puts the row groups in a keyed order, which gives rows their *positions*; positions are cut into *windows*;
 inside a window they are cut into `num_lanes` equal *lanes*, each shuffled by a keyed bijection. Batch j takes *slots*
@@ -12,6 +12,7 @@ inside a window they are cut into `num_lanes` equal *lanes*, each shuffled by a 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -60,23 +61,33 @@ def keyed_permutation(n: int, word: int) -> np.ndarray:
 
 
 def shuffle_lanes(size: int, lanes: np.ndarray, word: int) -> np.ndarray:
-    """Returns uint32[len(lanes), 2^b], 2^b >= size: per lane a keyed bijection of range(2^b).
+    """Returns uint32[len(lanes), 2^b], 2^b >= size: per lane (int64[K]) a keyed bijection of range(2^b).
 
     Four rounds of multiply, add and xor-shift mod 2^b. `size` is the largest lane part of the *window*, never of the
     lanes a process happens to own, or the order would depend on the process.
     """
     bits = max(10, max(size - 1, 0).bit_length())
-    low = np.uint32((1 << bits) - 1)
-    shift = np.uint32((bits + 1) // 2)
-    x = np.broadcast_to(np.arange(1 << bits, dtype=np.uint32), (len(lanes), 1 << bits)).copy()
-    base = mix_array(lanes.astype(np.uint64) * np.uint64(PHI) + np.uint64(word))
+    low, shift = np.uint32((1 << bits) - 1), np.uint32((bits + 1) // 2)
+    base = mix_array(lanes.astype(np.uint64) * np.uint64(PHI) + np.uint64(word))[:, None]
+    x = np.empty((len(lanes), 1 << bits), np.uint32)
+    x[:] = np.arange(1 << bits, dtype=np.uint32)
+    high = np.empty_like(x)
     for r in range(4):
-        h = mix_array(base + np.uint64(r + 1))[:, None]
+        h = mix_array(base + np.uint64(r + 1))
         x *= (h >> np.uint64(33)).astype(np.uint32) | np.uint32(1)
         x += (h & np.uint64(0xFFFFFFFF)).astype(np.uint32)
         x &= low
-        x ^= x >> shift
+        x ^= np.right_shift(x, shift, out=high)
     return x
+
+
+class Piece(NamedTuple):
+    """Rows of one row group that stand side by side in an epoch."""
+
+    group: int
+    row: int  # of the group, the first
+    num_rows: int
+    position: int  # of the first in the epoch
 
 
 @dataclass(frozen=True)
@@ -124,21 +135,27 @@ class Epoch:
         """Returns the window that holds a slot of every lane's stream."""
         return min(slot // self.part, self.num_windows - 1)
 
-    def window_slots(self, window: int, lanes: np.ndarray) -> list[np.ndarray]:
-        """Returns per lane int64[rows of its part]: the slot, within the window, of each of its positions."""
-        size = -(-self.window_rows(window) // self.spec.num_lanes)
-        word = key(key(self.spec.seed, self.number, 1), window)
-        shuffled = shuffle_lanes(size, lanes, word)
-        bounds = [self.lane_bounds(window, int(lane)) for lane in lanes]
-        return [row[row < b - a].astype(np.int64) for row, (a, b) in zip(shuffled, bounds, strict=True)]
+    def lane_slots(self, window: int, lanes: np.ndarray) -> np.ndarray:
+        """Returns uint32[positions of the `lanes` (int64[K]) in a window, lane after lane]: the slot of each in the window."""
+        n, num_lanes = self.window_rows(window), self.spec.num_lanes
+        sizes = (lanes + 1) * n // num_lanes - lanes * n // num_lanes
+        shuffled = shuffle_lanes(-(-n // num_lanes), lanes, key(key(self.spec.seed, self.number, 1), window))
+        slots: np.ndarray = shuffled.reshape(-1)
+        return slots if len(slots) == sizes.sum() else shuffled[shuffled < sizes[:, None].astype(np.uint32)]
 
-    def pieces(self, a: int, b: int) -> Iterator[tuple[int, int, int, int]]:
-        """Yields (group, first row, rows, position) of the row groups' pieces that make the positions [a, b)."""
+    def batches_in(self, window: int) -> range:
+        """Returns the batches that hold rows of a window; a neighbouring window may hold rows of the outer two as well."""
+        g, start = self.spec.lane_batch, window * self.part
+        last = self.num_batches if window == self.num_windows - 1 else min(-(-(start + self.part) // g), self.num_batches)
+        return range(start // g, last)
+
+    def pieces(self, a: int, b: int) -> Iterator["Piece"]:
+        """Yields the row groups' pieces that make the positions [a, b), in order."""
         i = int(np.searchsorted(self.starts, a, side="right")) - 1
         while a < b:
             stop = min(int(self.starts[i + 1]), b)
             if stop > a:
-                yield int(self.groups[i]), a - int(self.starts[i]), stop - a, a
+                yield Piece(int(self.groups[i]), a - int(self.starts[i]), stop - a, a)
             a, i = max(a, stop), i + 1
 
 
@@ -167,32 +184,26 @@ def batches_per_epoch(spec: OrderSpec, sizes: Sequence[int]) -> int:
     return num_rows // spec.global_batch
 
 
-def locate(spec: OrderSpec, sizes: Sequence[int], position: int) -> tuple[int, int]:
-    """Returns (epoch, batch within it) of example position `position`, a multiple of the global batch."""
-    if position % spec.global_batch:
-        raise AssertionError(f"position {position} is not a multiple of the global batch {spec.global_batch}")
-    return divmod(position // spec.global_batch, batches_per_epoch(spec, sizes))
+def locate(position: int, global_batch: int, per_epoch: int) -> tuple[int, int]:
+    """Returns (epoch, batch within it) of example position `position`, a multiple of the global batch; `per_epoch`: batches."""
+    if position % global_batch:
+        raise AssertionError(f"position {position} is not a multiple of the global batch {global_batch}")
+    return divmod(position // global_batch, per_epoch)
 
 
-def batch_ids(epoch: Epoch, j: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (group, row in group), int64[global_batch] each, of the epoch's batch j; -1 where it is padded.
+def drawn_positions(position: int, count: int, global_batch: int, skips: Sequence[tuple[int, int]] = ()) -> Sequence[int]:
+    """Returns the positions of the next `count` batches from `position` on: every global batch but those in `skips`.
 
-    The plain statement of the order, which `data.reader` must equal; it computes whole windows for one batch.
+    Args:
+        skips: sorted, disjoint ranges [a, b) of example positions, multiples of the global batch.
     """
-    spec, g = epoch.spec, epoch.spec.lane_batch
-    group = np.full(spec.global_batch, -1, np.int64)
-    row = group.copy()
-    lanes = np.arange(spec.num_lanes)
-    for window in range(epoch.window_of_slot(j * g), epoch.window_of_slot((j + 1) * g - 1) + 1):
-        for lane, slots in zip(lanes, epoch.window_slots(window, lanes), strict=True):
-            a, b = epoch.lane_bounds(window, int(lane))
-            wanted = slots + window * epoch.part - j * g
-            positions = np.arange(a, b)
-            inside = (wanted >= 0) & (wanted < g)
-            at = np.searchsorted(epoch.starts, positions[inside], side="right") - 1
-            group[lane * g + wanted[inside]] = epoch.groups[at]
-            row[lane * g + wanted[inside]] = positions[inside] - epoch.starts[at]
-    return group, row
+    left = [(a, b) for a, b in skips if b > position]
+    if not left:
+        return range(position, position + count * global_batch, global_batch)
+    positions = position + np.arange(count, dtype=np.int64) * global_batch
+    for a, b in left:
+        positions[positions >= a] += b - max(a, position)
+    return [int(p) for p in positions]
 
 
 def lanes_of(spec: OrderSpec, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -203,16 +214,19 @@ def lanes_of(spec: OrderSpec, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
 
 
 def reads_per_byte(epoch: Epoch, shares: Sequence[Sequence[tuple[int, int]]]) -> float:
-    """Returns how often a stored byte is read in an epoch, when each of `shares` is a process's row ranges of a batch."""
+    """Returns how often a stored byte is read in an epoch, when each of `shares` is a process's row ranges of a batch.
+
+    A process reads each row group once for every window in which one of its lanes holds a row of it.
+    """
+    window = np.arange(epoch.num_windows)[:, None]
+    start = window * epoch.spec.window_rows
+    rows = np.where(window < epoch.num_windows - 1, epoch.spec.window_rows, epoch.num_rows - start)
     touched = 0
-    size = np.diff(epoch.starts)
     for ranges in shares:
         lanes = lanes_of(epoch.spec, ranges)
-        for window in range(epoch.num_windows):
-            spans = [epoch.lane_bounds(window, int(lane)) for lane in lanes]
-            hit: set[int] = set()
-            for a, b in spans:
-                first, last = np.searchsorted(epoch.starts, [a, b - 1], side="right") - 1
-                hit.update(range(int(first), int(last) + 1) if b > a else ())
-            touched += int(size[sorted(hit)].sum())
+        a, b = (start + (lanes + i) * rows // epoch.spec.num_lanes for i in (0, 1))
+        first, last = (np.searchsorted(epoch.starts, at, side="right") - 1 for at in (a, b - 1))
+        first[:, 1:] = np.maximum(first[:, 1:], np.maximum.accumulate(np.where(b > a, last, -1), axis=1)[:, :-1] + 1)
+        there = b > a
+        touched += int(np.maximum(epoch.starts[last[there] + 1] - epoch.starts[first[there]], 0).sum())
     return touched / max(epoch.num_rows, 1)

@@ -6,7 +6,6 @@ Price: reading a manifest and tracing the model once; no device memory.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import optax
@@ -23,6 +22,7 @@ from mlprod.parallel.layouts import LAYOUTS, Placement
 from mlprod.parallel.mesh import make_mesh
 from mlprod.parallel.place import Ranges, local_ranges
 from mlprod.state import ModelDef, TrainState, abstract_state, define_model, shardings
+from mlprod.store import Store, open_store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,7 @@ class Plan:
     """A checked run, ready to compile."""
 
     cfg: Config
+    store: Store
     manifest: Manifest
     features: FeatureSpec
     order: OrderSpec
@@ -53,18 +54,20 @@ class Plan:
         return local_ranges(self.placement.batch(self.eval_order.global_batch), self.eval_order.global_batch)
 
 
-def read_features(dataset: Path, published: Manifest) -> FeatureSpec:
+def read_features(store: Store, published: Manifest) -> FeatureSpec:
     """Reads the fitted transform of a dataset version.
 
     Raises:
         DataError: the file is gone or is not the one that was published.
     """
-    path = dataset / published.features
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    try:
+        text = store.read(published.features).decode()
+    except (FileNotFoundError, UnicodeDecodeError):
+        text = ""
     if manifest.sha256_text(text) != published.features_sha256:
         raise DataError(
-            f"{path} is missing or was changed (its SHA-256 differs from the manifest's): "
-            f"restore it, or remove {dataset} and run `mlprod etl`"
+            f"{store.location}/{published.features} is missing or was changed (its SHA-256 differs from the manifest's): "
+            f"restore it, or remove {store.location} and run `mlprod etl`"
         )
     return features.loads(text)
 
@@ -91,8 +94,13 @@ def make_plan(cfg: Config, devices: Sequence[jax.Device]) -> Plan:
         ConfigError: batch, window or steps do not fit the dataset, or the model cannot be built.
         LayoutError: the mesh does not fit the devices, or the batch does not divide over them.
     """
-    published = manifest.open_for(cfg)
-    spec = read_features(Path(cfg.dataset), published)
+    store = open_store(cfg.dataset)
+    try:
+        published = manifest.open_for(cfg, store)
+        spec = read_features(store, published)
+    except OSError as error:  # not there, no access, or a remote store that stayed down
+        told = " ".join(str(error).split())
+        raise DataError(f"config.dataset={cfg.dataset!r} cannot be read: {told}; check the address and your access") from error
     order = train_order(cfg, published)
     steps = total_steps(cfg, batches_per_epoch(order, published.group_sizes("train")))
     placement = Placement(make_mesh(cfg.mesh, devices), LAYOUTS[cfg.mesh.layout])
@@ -106,8 +114,8 @@ def make_plan(cfg: Config, devices: Sequence[jax.Device]) -> Plan:
         told = f"{type(error).__name__}: {error}"
         raise ConfigError(f"config.model={type(cfg.model).__name__} cannot be built for this dataset: {told}") from error
     plan = Plan(
-        cfg=cfg, manifest=published, features=spec, order=order, eval_order=eval_order(cfg, published), steps=steps, model=model,
-        optimizer=optimizer, rate=learning_rate(cfg.optim, steps), placement=placement, abstract=abstract,
+        cfg=cfg, store=store, manifest=published, features=spec, order=order, eval_order=eval_order(cfg, published), steps=steps,
+        model=model, optimizer=optimizer, rate=learning_rate(cfg.optim, steps), placement=placement, abstract=abstract,
         where=shardings(abstract, model, placement),
     )  # fmt: skip
     for field, batch in (("loader.global_batch", cfg.loader.global_batch), ("eval.batch", cfg.eval.batch)):

@@ -73,8 +73,10 @@ def typed_rows(etl: EtlConfig, chunk: Loose, lookups: list[sources.LookupTable])
 
 
 def model_arrays(plan: Plan, rows: pa.Table) -> dict[str, np.ndarray]:
-    """Returns the model's inputs, [B, ...], of raw rows: those that ETL would have stored."""
-    return apply(plan.features, {f.name: raw_column(rows[f.name]) for f in plan.features.features})
+    """Returns the inputs of raw rows as the loader makes them: "numeric" [B, F], "ids" [B, M]; ETL would have stored the same."""
+    arrays = apply(plan.features, {f.name: raw_column(rows[f.name]) for f in plan.features.features})
+    ids = [arrays[f.name] for f in plan.features.categorical]
+    return {"numeric": arrays["numeric"], "ids": np.stack(ids, axis=1) if ids else np.zeros((rows.num_rows, 0), np.int32)}
 
 
 def score_rows(plan: Plan, score: Score, state: TrainState, arrays: dict[str, np.ndarray]) -> np.ndarray:

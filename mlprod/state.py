@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 
 from mlprod.errors import ConfigError, LayoutError
 from mlprod.features import FeatureSpec
-from mlprod.models.protocol import ModelConfig, Table
+from mlprod.models.protocol import Batch, ModelConfig, Table
 from mlprod.parallel.layouts import Placement, dims_of
 
 Tree = dict[str, Any]
@@ -37,6 +37,13 @@ class ModelDef(NamedTuple):
 
     graph: Any
     dims: Mapping[str, tuple[str, ...]]
+    id_names: tuple[str, ...]  # of the columns of a placed batch's "ids"
+
+    def named(self, placed: Mapping[str, jax.Array]) -> Batch:
+        """Returns a batch as the model sees it: the columns of "ids", int32[B, M], by the names of their features, int32[B]
+        each. Free at trace time; on the host it would cost a copy, and a transfer, a feature."""
+        ids = {name: placed["ids"][:, i] for i, name in enumerate(self.id_names)}
+        return {**{name: array for name, array in placed.items() if name != "ids"}, **ids}
 
     def merge(self, params: Tree, tables: Tree, model_state: Tree) -> Any:
         """Returns the live module around these arrays."""
@@ -88,7 +95,7 @@ def define_model(cfg: ModelConfig, features: FeatureSpec) -> ModelDef:
             f"config.model: {type(model).__name__} has no DIMS, the table from parameter paths to names of their dims"
         )
     graph = nnx.split(model, nnx.Param, Table, ...)[0]
-    return ModelDef(graph, type(model).DIMS)
+    return ModelDef(graph, type(model).DIMS, tuple(f.name for f in features.categorical))
 
 
 def abstract_state(

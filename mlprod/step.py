@@ -15,13 +15,13 @@ from flax import nnx
 
 from mlprod.digest import digest
 from mlprod.metrics import batch_sums
-from mlprod.models.protocol import Batch
 from mlprod.parallel.layouts import Placement
 from mlprod.state import ModelDef, TrainState
 
 Sums = Mapping[str, jax.Array]
-Update = Callable[[TrainState, Batch], tuple[TrainState, Sums]]
-Score = Callable[[TrainState, Batch], Sums]
+Placed = Mapping[str, jax.Array]  # a batch as the loader makes it, on the devices: one "ids" for all categorical features
+Update = Callable[[TrainState, Placed], tuple[TrainState, Sums]]
+Score = Callable[[TrainState, Placed], Sums]
 
 
 def key_for(seed: int, step: jax.Array, name: str) -> jax.Array:
@@ -44,7 +44,9 @@ def compile_update(
     the digest of the batch's row ids in order.
     """
 
-    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+    def update(state: TrainState, placed: Placed) -> tuple[TrainState, Sums]:
+        batch = model.named(placed)
+
         def mean_loss(trained: dict[str, Any]) -> tuple[jax.Array, Any]:
             rngs = nnx.Rngs(dropout=key_for(seed, state.step, "dropout"))
             module = model.merge(trained["params"], trained["tables"], state.model_state)
@@ -70,7 +72,8 @@ def compile_update(
 def compile_score(model: ModelDef, placement: Placement) -> Score:
     """Returns the evaluation step: (state, batch) -> `metrics.batch_sums`, dropout off."""
 
-    def score(state: TrainState, batch: Batch) -> Sums:
+    def score(state: TrainState, placed: Placed) -> Sums:
+        batch = model.named(placed)
         module = model.merge(state.params, state.tables, state.model_state)
         logits = module(batch)
         return batch_sums(logits, module.loss(logits, batch)["loss"], batch)

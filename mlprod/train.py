@@ -12,8 +12,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -27,8 +26,9 @@ from mlprod.digest import as_hex
 from mlprod.errors import ConfigError, Preempted, TrainingError
 from mlprod.evaluate import evaluate
 from mlprod.ledger import Ledger
-from mlprod.order import ORDER_VERSION
-from mlprod.parallel.place import fetch, to_devices, wait
+from mlprod.order import ORDER_VERSION, drawn_positions
+from mlprod.parallel.ahead import Ahead
+from mlprod.parallel.place import Rows, fetch, placed_ahead, wait
 from mlprod.plan import Plan, make_plan
 from mlprod.state import TrainState, create
 from mlprod.step import Score, Sums, compile_score, compile_update
@@ -82,32 +82,45 @@ def _loop(
     update = compile_update(plan.model, plan.optimizer, plan.rate, cfg.seed, plan.where, plan.placement)
     score = compile_score(plan.model, plan.placement)
     late, saved_at = Late(tracker, line), time.monotonic()
-    step, position = run.step, run.next_example
-    with closing(_batches(plan, run.next_example, plan.steps - run.step)) as batches:
-        for _ in range(plan.steps - run.step):
-            with ledger.spent("data"):
-                batch = next(batches)
+    step, after, saved = run.step, run.next_example, run.step or -1
+    positions = drawn_positions(after, plan.steps - step, plan.order.global_batch, cfg.loader.skip)
+    with _batches(plan, positions, line) as batches:
+        for position in positions:
+            with ledger.spent("data wait"):
+                drawn = batches.draw(unless=lambda: stop.requested)
+            if drawn is None:
+                break
             with ledger.spent("compile" if step == run.step else "step"):
                 with jax.transfer_guard("disallow"):  # an array that moves by accident is an error
-                    state, sums = update(state, batch)
-                step, position = step + 1, position + plan.order.global_batch
-                late.report(step, position, sums)  # fetches the step before: the devices never wait for us
-            stopping = stop.requested  # looked at once, so that what is said to be saved is
+                    state, sums = update(state, drawn[1])
+                step, after = step + 1, position + plan.order.global_batch
+                late.report(step, after, sums)  # fetches the step before: the devices never wait for us
             if step == plan.steps or _due(step, cfg.eval.every):
                 with ledger.spent("evaluate"):
                     late.flush()
-                    _evaluate(plan, score, state, step, position, tracker, line)
+                    _evaluate(plan, score, state, step, after, tracker, line)
             store.check()
-            due = _due(step, cfg.checkpoint.every) or time.monotonic() - saved_at >= cfg.checkpoint.every_s
-            if due or stopping or step == plan.steps:
-                with ledger.spent("save"):
-                    late.flush()  # what the log says of a saved step must be in the log before the save
-                    store.save(state, dataclasses.replace(run, step=step, next_example=position, ledger=ledger.totals()))
-                saved_at = time.monotonic()
-            if stopping and step < plan.steps:
-                store.finish()
-                raise Preempted(f"stopped after step {step} of {plan.steps}, which is saved; the same command goes on from there")
+            if step == plan.steps or _due(step, cfg.checkpoint.every) or time.monotonic() - saved_at >= cfg.checkpoint.every_s:
+                _save(plan, state, run, step, after, store, late, ledger)
+                saved, saved_at = step, time.monotonic()
+            if stop.requested:
+                break
+    if step < plan.steps:
+        if saved < step:
+            _save(plan, state, run, step, after, store, late, ledger)
+        store.finish()
+        raise Preempted(f"stopped after step {step} of {plan.steps}, which is saved; the same command goes on from there")
     return state
+
+
+def _save(
+    plan: Plan, state: TrainState, run: RunState, step: int, after: int, store: Store, late: "Late", ledger: Ledger
+) -> None:
+    """Saves the state after `step`; the next batch to be drawn is at `after` or behind what is skipped there."""
+    with ledger.spent("save"):
+        late.flush()  # what the log says of a saved step must be in the log before the save
+        skipped = tuple((a, b) for a, b in plan.cfg.loader.skip if a < after)
+        store.save(state, dataclasses.replace(run, step=step, next_example=after, skipped=skipped, ledger=ledger.totals()))
 
 
 class Late:
@@ -145,13 +158,15 @@ class Late:
         self._line.update(step, loss)
 
 
-def _batches(plan: Plan, position: int, steps: int) -> Generator[dict[str, jax.Array], None, None]:
-    """Yields global batches on the devices, from example position `position` on."""
-    batch, ranges = plan.order.global_batch, plan.train_ranges
-    sharding = plan.placement.batch(batch)
-    with closing(train_batches(plan.cfg, plan.manifest, plan.order, ranges, position, steps)) as rows:
-        for host in rows:
-            yield to_devices(host, sharding, ranges, batch)
+def _batches(plan: Plan, positions: Sequence[int], line: ProgressLine) -> Ahead[Rows, tuple[Rows, dict[str, jax.Array]]]:
+    """Returns (host rows, global batch on the devices) at these example positions, ahead of the step."""
+    size, ranges = plan.order.global_batch, plan.train_ranges
+    rows = train_batches(plan.cfg, plan.store, plan.manifest, plan.order, ranges, positions)
+
+    def waiting(seconds: float) -> None:
+        line.say(f"the step has waited {seconds:.0f} s for data of {plan.cfg.dataset}")
+
+    return placed_ahead(rows, plan.placement.batch(size), ranges, size, plan.cfg.loader.on_device, waiting)
 
 
 def _evaluate(

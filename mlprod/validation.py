@@ -56,7 +56,20 @@ def validate(cfg: Config) -> None:
         raise ConfigError(
             f"config.loader.num_lanes={cfg.loader.num_lanes} does not divide config.loader.global_batch={cfg.loader.global_batch}"
         )
+    _validate_skip(cfg.loader.skip, cfg.loader.global_batch)
     _validate_etl(cfg.etl)
+
+
+def _validate_skip(skip: tuple[tuple[int, int], ...], global_batch: int) -> None:
+    """Ranges in ascending order, of whole batches."""
+    end = 0
+    for a, b in skip:
+        if not end <= a < b or a % global_batch or b % global_batch:
+            raise ConfigError(
+                f"config.loader.skip: ({a}, {b}) must be a range of example positions in whole batches of {global_batch}, "
+                f"behind the range before it"
+            )
+        end = b
 
 
 def refuse_password(field: str, url: str) -> None:

@@ -1,29 +1,35 @@
-"""Batches of this process, ahead of the step, in the order of `order.py`.
+"""Batches of this process, ahead of the step, in the order of `order.py`. The only door to grain.
 
-Promise: batch k is a pure function of the order's constants and k: not of threads, prefetch or restarts; a position is
-restored by asking for it. `process_index` appears nowhere: what is read follows from the batch's sharding.
-Price: `prefetch` batches and two to three windows of memory; Grain costs about 75 us a batch.
+Promise: a batch is a pure function of the order's constants and its example position: not of threads, prefetch or restarts;
+a position is restored by asking for it. `process_index` appears nowhere: what is read follows from the batch's sharding.
+Price: two windows of memory and `prefetch` batches; Grain costs about 75 us a batch.
 """
 
-from collections.abc import Generator, Sequence
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 from functools import lru_cache
-from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import grain
 import numpy as np
 
 from mlprod.config import Config
-from mlprod.data.reader import Arrays, GroupReader, Windows, as_batch
+from mlprod.data.reader import FLOAT32, INT32, Arrays, GroupReader
+from mlprod.data.window import LocalRows, Memory, Window
 from mlprod.errors import ConfigError
-from mlprod.hashing import PAD_ID
 from mlprod.manifest import Manifest
-from mlprod.order import Epoch, OrderSpec, batches_per_epoch, default_lanes, default_window, lanes_of, locate, plan_epoch
+from mlprod.order import Epoch, OrderSpec, batches_per_epoch, default_lanes, default_window, locate, plan_epoch
+from mlprod.store import Store
+
+NO_FEATURES = {"numeric": FLOAT32, "ids": INT32}  # arrays of width 0 where a dataset has no such features
 
 
 def example_bytes(manifest: Manifest) -> int:
     """Returns the bytes of one stored example's arrays."""
-    return sum(4 for c in manifest.columns if c.kind in ("numeric", "categorical")) + 12
+    return sum(4 * math.prod(c.shape) for c in manifest.columns if c.kind in ("numeric", "categorical")) + 12
 
 
 def train_order(cfg: Config, manifest: Manifest) -> OrderSpec:
@@ -51,73 +57,172 @@ def eval_order(cfg: Config, manifest: Manifest) -> OrderSpec:
 
 
 class Batches:
-    """A random-access sequence of this process's batches, for Grain: element i is batch `first` + i of the order."""
+    """A random-access sequence of this process's batches, for Grain. Safe to use from several threads.
+
+    A batch is arrays [local rows, ...]: "numeric" float32, "ids" int32, "label" and "weight" float32, "row_id" uint32[..., 2];
+    padded rows are zeros with weight 0 and the pad's row id. Each batch also decodes its share of the next window.
+    """
 
     def __init__(
         self,
-        dataset: Path,
+        store: Store,
         manifest: Manifest,
         split: str,
         spec: OrderSpec,
         ranges: Sequence[tuple[int, int]],
-        first: int,
-        count: int,
+        positions: Sequence[int],
+        ahead: int = 1,
     ) -> None:
-        """`ranges`: the rows [a, b) of each batch that this process holds."""
-        self._spec, self._sizes, self._first, self._count = spec, manifest.group_sizes(split), first, count
-        self._reader = GroupReader(dataset, manifest, split)
-        self._lanes = lanes_of(spec, ranges)
-        self._windows = Windows(self._reader, self._lanes)
-        self._rows = np.concatenate([np.arange(a, b, dtype=np.int64) for a, b in ranges])
-        self._epoch = lru_cache(maxsize=2)(lambda number: plan_epoch(spec, self._sizes, number))
+        """Nothing is read yet.
+
+        Args:
+            ranges: the rows [a, b) of each batch that this process holds.
+            positions: of the batches, multiples of the global batch.
+            ahead: batches that may be asked for at once, so that their windows are kept.
+        """
+        self._spec, self._positions, sizes = spec, positions, manifest.group_sizes(split)
+        self._reader, self._rows, self._memory = GroupReader(store, manifest, split), LocalRows(spec, ranges), Memory()
+        self._epoch = lru_cache(maxsize=3)(lambda number: plan_epoch(spec, sizes, number))  # without self: no cycle, no leak
+        self._lock = threading.Lock()
+        self._windows: OrderedDict[tuple[int, int], Window] = OrderedDict()
+        self._max_windows = 3 + -(-(ahead + 1) * spec.global_batch // spec.window_rows)
+        self._closed = False
+        self._per_epoch = batches_per_epoch(spec, sizes)
+        self._last = locate(positions[-1], spec.global_batch, self._per_epoch) if len(positions) else (0, 0)
 
     def __len__(self) -> int:
-        """Batches from `first` on."""
-        return self._count
+        """Batches."""
+        return len(self._positions)
 
     def __getitem__(self, i: SupportsIndex) -> Arrays:
-        """Returns the batch as numpy arrays [local rows, ...]; padded rows are zeros with weight 0 and the pad's row id."""
-        number, j = locate(self._spec, self._sizes, (self._first + int(i)) * self._spec.global_batch)
-        return as_batch(self._gather(self._epoch(number), j), self._reader.id_names)
+        """Returns batch `i`.
 
-    def _gather(self, epoch: Epoch, j: int) -> Arrays:
+        Raises:
+            TrainingError: a row group could not be read.
+            CancelledError: the batches were closed.
+        """
+        epoch, j = self._located(int(i))
         g = self._spec.lane_batch
-        lane, slot = self._rows // g, j * g + self._rows % g
-        lane_index = np.searchsorted(self._lanes, lane)
-        windows = range(epoch.window_of_slot(int(slot.min())), epoch.window_of_slot(int(slot.max())) + 1)
-        out: Arrays = {name: np.zeros((len(slot), *shape), dtype) for name, (shape, dtype) in self._reader.shapes().items()}
-        out["row_id"][:] = PAD_ID
-        for window in windows:
-            arrays, slots = self._windows.get(epoch, window), self._windows.slots_in(epoch, window)
-            offset = slot - window * epoch.part
-            bounds = np.array([epoch.lane_bounds(window, int(x)) for x in self._lanes])
-            inside = (offset >= 0) & (offset < (bounds[:, 1] - bounds[:, 0])[lane_index])
-            at = lane_index[inside] * slots + offset[inside]
-            for name, values in arrays.items():
-                out[name][inside] = values[at]
+        numbers = range(epoch.window_of_slot(j * g), epoch.window_of_slot((j + 1) * g - 1) + 1)
+        windows = {number: self._window(epoch, number) for number in numbers}
+        parts = {number: window.batch(j) for number, window in windows.items()}
+        found = parts[numbers[0]] if len(numbers) == 1 else self._merged(epoch, j, parts)
+        self._decode_ahead(epoch, numbers[-1], j)
+        self._let_go([(epoch.number, number) for number, window in windows.items() if window.taken()])
+        empty = {name: np.zeros((len(self._rows), 0), dtype) for name, dtype in NO_FEATURES.items() if name not in found}
+        return {**found, **empty, "row_id": found["row_id"].view("<u4").reshape(-1, 2)}
+
+    def close(self) -> None:
+        """Ends the threads that decode for it, at their next row group."""
+        with self._lock:
+            self._closed = True
+            for window in self._windows.values():
+                window.cancel(CancelledError())
+
+    def _located(self, i: int) -> tuple[Epoch, int]:
+        number, j = locate(self._positions[i], self._spec.global_batch, self._per_epoch)
+        return self._epoch(number), j
+
+    def _window(self, epoch: Epoch, number: int) -> Window:
+        """Returns a window, opening it when it is not; those asked for longest ago are closed when there are too many."""
+        key = (epoch.number, number)
+        with self._lock:
+            if self._closed:
+                raise CancelledError
+            if key not in self._windows:
+                while len(self._windows) >= self._max_windows:
+                    self._windows.popitem(last=False)
+                self._windows[key] = Window(epoch, number, self._rows, self._reader, self._memory)
+            self._windows.move_to_end(key)
+            return self._windows[key]
+
+    def _let_go(self, keys: Sequence[tuple[int, int]]) -> None:
+        with self._lock:
+            for key in keys:
+                self._windows.pop(key, None)
+
+    def _decode_ahead(self, epoch: Epoch, number: int, j: int) -> None:
+        """Decodes batch `j`'s share of the window after `number`: as far into it as `j` is into `number`, in no burst.
+
+        The batch in the middle prepares the window after that, before any thread needs it.
+        """
+        batches = epoch.batches_in(number)
+        following = self._after(epoch, number)
+        if following is None:
+            return
+        self._window(*following).decode(
+            self._window(*following).share_of((j + 1 - batches.start) / len(batches), 2 / len(batches))
+        )
+        later = self._after(*following) if j == batches[len(batches) // 2] else None
+        if later is not None:
+            self._window(*later).prepare()
+
+    def _after(self, epoch: Epoch, number: int) -> tuple[Epoch, int] | None:
+        """Returns the window after a window, None where nobody will ask for it."""
+        if number + 1 < epoch.num_windows:
+            wanted = (epoch.number, epoch.batches_in(number + 1).start) <= self._last
+            return (epoch, number + 1) if wanted else None
+        return (self._epoch(epoch.number + 1), 0) if (epoch.number + 1, 0) <= self._last else None
+
+    def _merged(self, epoch: Epoch, j: int, parts: dict[int, Arrays]) -> Arrays:
+        """Returns a batch that lies in several windows: from each the rows whose slots are its own."""
+        g = self._spec.lane_batch
+        slot = j * g + self._rows.batch_rows % g
+        window = np.minimum(slot // epoch.part, epoch.num_windows - 1)
+        first, *others = parts
+        out = {name: values.copy() for name, values in parts[first].items()}
+        for other in others:
+            mine = window == other
+            for name, values in parts[other].items():
+                out[name][mine] = values[mine]
         return out
 
 
-def read_batches(batches: Batches, threads: int, prefetch: int) -> Generator[Arrays, None, None]:
-    """Yields the batches in order, read ahead by Grain's threads; stops at the first error, for Grain would go on past it."""
+def dataset(batches: Batches, threads: int, prefetch: int) -> Any:
+    """Returns the batches as a Grain dataset, read ahead by `threads`; its state is the index of the next batch."""
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
-    iterator = iter(grain.MapDataset.source(batches).to_iter_dataset(options))
-    try:
-        yield from iterator
-    finally:
-        iterator.close()
+    return grain.MapDataset.source(batches).to_iter_dataset(options)
+
+
+class Stream(Iterator[Arrays]):
+    """The batches in order. After an error comes no further batch: Grain alone would skip the bad one and go on."""
+
+    def __init__(self, batches: Batches, threads: int, prefetch: int) -> None:
+        """Reads nothing yet."""
+        self._batches, self._iterator = batches, iter(dataset(batches, threads, prefetch))
+        self._ended = False
+
+    def __next__(self) -> Arrays:
+        """Returns the next batch."""
+        if self._ended:
+            raise StopIteration
+        try:
+            batch: Arrays = next(self._iterator)
+        except BaseException:
+            self.close()
+            raise
+        return batch
+
+    def close(self) -> None:
+        """Ends the reading; from any thread, also while another waits for a batch."""
+        self._ended = True
+        self._batches.close()
+        self._iterator.close()
 
 
 def train_batches(
-    cfg: Config, manifest: Manifest, spec: OrderSpec, ranges: Sequence[tuple[int, int]], position: int, steps: int
-) -> Generator[Arrays, None, None]:
-    """Yields this process's training batches [local rows, ...] from example position `position` on, `steps` of them."""
-    batches = Batches(Path(cfg.dataset), manifest, "train", spec, ranges, position // spec.global_batch, steps)
-    return read_batches(batches, cfg.loader.threads, cfg.loader.prefetch)
+    cfg: Config, store: Store, manifest: Manifest, spec: OrderSpec, ranges: Sequence[tuple[int, int]], positions: Sequence[int]
+) -> Stream:
+    """Returns this process's training batches at these example positions."""
+    ahead = cfg.loader.threads + cfg.loader.prefetch
+    batches = Batches(store, manifest, "train", spec, ranges, positions, ahead)
+    return Stream(batches, cfg.loader.threads, cfg.loader.prefetch)
 
 
-def eval_batches(cfg: Config, manifest: Manifest, split: str, ranges: Sequence[tuple[int, int]]) -> Generator[Arrays, None, None]:
-    """Yields this process's batches of a whole split, [local rows, ...], every row once, the rest padding."""
+def eval_batches(cfg: Config, store: Store, manifest: Manifest, split: str, ranges: Sequence[tuple[int, int]]) -> Stream:
+    """Returns this process's batches of a whole split, every row once, the rest padding."""
     spec = eval_order(cfg, manifest)
-    batches = Batches(Path(cfg.dataset), manifest, split, spec, ranges, 0, batches_per_epoch(spec, manifest.group_sizes(split)))
-    return read_batches(batches, cfg.loader.threads, cfg.loader.prefetch)
+    count = batches_per_epoch(spec, manifest.group_sizes(split))
+    positions = range(0, count * spec.global_batch, spec.global_batch)
+    batches = Batches(store, manifest, split, spec, ranges, positions, cfg.loader.threads + cfg.loader.prefetch)
+    return Stream(batches, cfg.loader.threads, cfg.loader.prefetch)

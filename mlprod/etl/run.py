@@ -33,6 +33,7 @@ from mlprod.etl.settle import KEY, LABEL, ORDER, ROW, SPLIT
 from mlprod.etl.write import SplitWriter, stored_columns
 from mlprod.hashing import HASH_VERSION, hash_columns
 from mlprod.manifest import SPLITS, Manifest
+from mlprod.store import is_remote, open_store
 
 OPEN_FILES = 2048
 ETL_VERSION = 1  # of this program: another version builds anew
@@ -203,7 +204,7 @@ def _publish(
 ) -> Manifest:
     """Writes the splits, the fitted transform, the report and, last, the manifest that makes them a version."""
     etl, dataset = cfg.etl, Path(cfg.dataset)
-    version = (manifest.versions(dataset) or [0])[-1] + 1
+    version = (manifest.versions(open_store(cfg.dataset)) or [0])[-1] + 1
     shutil.rmtree(dataset / "files" / f"{version:06d}", ignore_errors=True)  # of an attempt that published nothing
     writers = write_splits(etl, spec, dataset, f"files/{version:06d}", _work(dataset, key))
     train = writers["train"]
@@ -283,10 +284,10 @@ def _held(dataset: Path) -> Iterator[None]:
         yield
 
 
-def _built(dataset: Path, key: str) -> Manifest | None:
-    """Returns the newest version when it is the one that `key` would build."""
-    newest = manifest.read(dataset) if manifest.versions(dataset) else None
-    return newest if newest is not None and newest.build_key == key else None
+def _built(cfg: Config, key: str) -> Manifest | None:
+    """Returns the newest version when it is the one that `key` would build; one of another format has another key."""
+    store = open_store(cfg.dataset)
+    return manifest.read(store) if manifest.newest_build_key(store) == key else None
 
 
 def _allow_open_files() -> None:
@@ -303,16 +304,18 @@ def build(cfg: Config) -> tuple[Manifest, bool]:
         DataError: the source, a row or a column is not what the config says.
         WorkdirError: the dataset's folder cannot be written or is held by another build.
     """
+    if is_remote(cfg.dataset):
+        raise WorkdirError(f"config.dataset={cfg.dataset!r} is remote; build it in a local folder, then copy the folder there")
     began, dataset, etl = time.monotonic(), Path(cfg.dataset), cfg.etl
     _allow_open_files()
     names = [c.name for c in [*source_columns(etl), label_column(etl)]]
     identity = sources.identify(etl.source, names)
     key = build_key(etl, identity)
-    built = _built(dataset, key)
+    built = _built(cfg, key)
     if built is not None:
         return built, False
     with _held(dataset):
-        built = _built(dataset, key)  # another process may have built it while this one waited
+        built = _built(cfg, key)  # another process may have built it while this one waited
         if built is not None:
             return built, False
         work = _work(dataset, key)

@@ -3,21 +3,29 @@
 Promise: a process reads just the row ranges of the batch that its devices hold; device values leave through `fetch` alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from mlprod.parallel.ahead import Ahead, Source
+
 Ranges = tuple[tuple[int, int], ...]
+Rows = Mapping[str, np.ndarray]
+WAITING_EVERY_S = 10.0  # between two lines that say that data is late
 
 
 def local_ranges(sharding: NamedSharding, global_batch: int) -> Ranges:
     """Returns the sorted, disjoint row ranges [a, b) of a batch that this process's devices hold."""
-    spans = sorted(
-        {s[0].indices(global_batch)[:2] for s in sharding.addressable_devices_indices_map((global_batch,)).values() if s}
-    )
+    return ranges_of(sharding, global_batch, sharding.addressable_devices)
+
+
+def ranges_of(sharding: NamedSharding, global_batch: int, devices: Collection[jax.Device]) -> Ranges:
+    """Returns the sorted, disjoint row ranges [a, b) of a batch that `devices` hold together."""
+    held = sharding.devices_indices_map((global_batch,))
+    spans = sorted({held[device][0].indices(global_batch)[:2] for device in devices})
     merged: list[tuple[int, int]] = []
     for a, b in spans:
         if merged and a <= merged[-1][1]:
@@ -37,9 +45,7 @@ def _offset(ranges: Ranges, row: int) -> int:
     raise AssertionError(f"row {row} is not in {ranges}")
 
 
-def to_devices(
-    batch: Mapping[str, np.ndarray], sharding: NamedSharding, ranges: Ranges, global_batch: int
-) -> dict[str, jax.Array]:
+def to_devices(batch: Rows, sharding: NamedSharding, ranges: Ranges, global_batch: int) -> dict[str, jax.Array]:
     """Returns the global batch: arrays [global_batch, ...] split by `sharding`.
 
     Args:
@@ -57,6 +63,17 @@ def to_devices(
         return jax.make_array_from_single_device_arrays((global_batch, *rows.shape[1:]), full, parts)
 
     return {name: assemble(rows) for name, rows in batch.items()}
+
+
+def placed_ahead(
+    source: Source[Rows], sharding: NamedSharding, ranges: Ranges, global_batch: int, depth: int, waiting: Callable[[float], None]
+) -> Ahead[Rows, tuple[Rows, dict[str, jax.Array]]]:
+    """Returns (host rows, global batch) pairs, put on the devices up to `depth` batches ahead on a thread of its own.
+
+    Args:
+        waiting: called with the seconds waited so far, every `WAITING_EVERY_S` seconds that the next batch is late.
+    """
+    return Ahead(source, lambda rows: (rows, to_devices(rows, sharding, ranges, global_batch)), depth, waiting, WAITING_EVERY_S)
 
 
 def fetch(tree: Any) -> Any:
