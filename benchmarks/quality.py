@@ -39,6 +39,7 @@ from mlprod.manifest import Manifest
 from mlprod.plan import make_plan
 from mlprod.step import compile_score
 from mlprod.train import train
+from mlprod.store import open_store
 
 CONFIG = "configs/flights.py"
 QUIET = ("--config.tracking.wandb=off", "--config.tracking.progress=false")
@@ -76,7 +77,7 @@ class Result:
 
 def read_split(cfg: Config, published: Manifest, split: str) -> Arrays:
     """Returns the stored arrays of a whole split; a column per feature in "x", numerics first."""
-    reader = GroupReader(Path(cfg.dataset), published, split)
+    reader = GroupReader(open_store(cfg.dataset), published, split)
     groups = [reader.read(i) for i in range(len(published.group_sizes(split)))]
     rows = {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}
     return rows | {"x": np.concatenate([rows["numeric"], rows["ids"]], axis=1)}
@@ -145,7 +146,7 @@ def main() -> None:
     seeds, trial = ((0,), ("--config.epochs=1",)) if options.quick else ((0, 1, 2), ())
     cfg = recipe.load(CONFIG, [*QUIET, *trial])
     runtime.start(cfg.runtime)
-    published = manifest.open_for(cfg)
+    published = manifest.open_for(cfg, open_store(cfg.dataset))
     rows = {split: read_split(cfg, published, split) for split in ("train", *SCORED)}
     days = ", ".join(f"{len(r['label']):,} {name} ({r['label'].mean():.1%} late)" for name, r in rows.items())
     print(f"rows: {days}; means over seeds {seeds}")

@@ -26,6 +26,7 @@ from mlprod.config import Config
 from mlprod.etl.run import build
 from mlprod.manifest import Manifest
 from mlprod.recipe import run_file
+from mlprod.store import open_store
 from tests import rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,7 +65,7 @@ def published(dataset: Path) -> Manifest:
     """The manifest of the smoke dataset."""
     from mlprod import manifest
 
-    return manifest.read(dataset)
+    return manifest.read(open_store(str(dataset)))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ TREES = {
 ROWS = (
     ("errors",),
     ("hashing", "hints", "config", "validation", "compare", "recipe", "manifest", "features", "order", "ledger"),
-    ("etl", "data", "loss", "models", "metrics", "optim", "parallel"),
+    ("store", "etl", "data", "loss", "models", "metrics", "optim", "parallel"),
     ("digest", "state", "step"),
     ("plan", "checkpoint", "tracking", "console", "runtime"),
     ("evaluate", "predict", "check"),

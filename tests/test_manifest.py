@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 
 from mlprod import manifest
 from mlprod.errors import DataError
+from mlprod.etl.run import build
 from mlprod.manifest import canonical, content_id, open_for, read, versions, write_atomically
+from mlprod.store import Store, open_store
 
 
 @pytest.fixture
@@ -20,31 +23,36 @@ def copied(dataset, tmp_path):
     return shutil.copytree(dataset, tmp_path / "copy")
 
 
+def store(folder: Path) -> Store:
+    """A folder as what `manifest` reads from."""
+    return open_store(str(folder))
+
+
 def edit(dataset, **changed):
     """Changes fields of the newest manifest on disk."""
-    path = manifest.manifest_path(dataset, versions(dataset)[-1])
+    path = dataset / manifest.manifest_path(versions(store(dataset))[-1])
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
 
 
 def test_written_and_read_it_is_the_same(published, tmp_path):
     manifest.write(tmp_path, published)
-    assert read(tmp_path) == published
-    assert read(tmp_path, published.version) == published
+    assert read(store(tmp_path)) == published
+    assert read(store(tmp_path), published.version) == published
 
 
 def test_the_newest_version_is_read(published, tmp_path):
     for number in (1, 2, 10):
         manifest.write(tmp_path, dataclasses.replace(published, version=number))
     (tmp_path / "manifests" / "1-old.json").touch()
-    assert versions(tmp_path) == [1, 2, 10], "a file of another name is no version"
-    assert [read(tmp_path, v).version for v in (0, 1, 2, 10)] == [10, 1, 2, 10]
+    assert versions(store(tmp_path)) == [1, 2, 10], "a file of another name is no version"
+    assert [read(store(tmp_path), v).version for v in (0, 1, 2, 10)] == [10, 1, 2, 10]
     with pytest.raises(DataError, match="has no dataset version 3"):
-        read(tmp_path, 3)
+        read(store(tmp_path), 3)
 
 
 def test_without_a_manifest_there_is_no_version(tmp_path):
     with pytest.raises(DataError, match="has no dataset version"):
-        read(tmp_path / "nothing")
+        read(store(tmp_path / "nothing"))
 
 
 def test_a_half_written_manifest_is_no_version(published, tmp_path, monkeypatch):
@@ -55,8 +63,8 @@ def test_a_half_written_manifest_is_no_version(published, tmp_path, monkeypatch)
         with pytest.raises(KeyboardInterrupt):
             manifest.write(tmp_path, dataclasses.replace(published, version=2))
     assert len(list((tmp_path / "manifests").iterdir())) == 2, "the temporary file is there"
-    assert versions(tmp_path) == [1]
-    assert read(tmp_path) == published
+    assert versions(store(tmp_path)) == [1]
+    assert read(store(tmp_path)) == published
 
 
 def test_a_text_file_is_replaced_whole(tmp_path, monkeypatch):
@@ -71,30 +79,44 @@ def test_a_text_file_is_replaced_whole(tmp_path, monkeypatch):
     assert path.read_bytes() == "ü\n".encode()
 
 
-def test_a_newer_format_is_refused(copied):
-    edit(copied, format=manifest.FORMAT + 1)
-    with pytest.raises(DataError, match=r"000001\.json: format 2 is newer than 1.*update mlprod"):
-        read(copied)
+@pytest.mark.parametrize(
+    "step, told", [(1, r"format 3 is newer than 2.*update mlprod"), (-1, r"format 1 is older than 2.*mlprod etl")]
+)
+def test_another_format_is_refused_by_name(step, told, copied):
+    """Never misread: what an older format lacks would have to be guessed."""
+    edit(copied, format=manifest.FORMAT + step)
+    with pytest.raises(DataError, match=rf"000001\.json: {told}"):
+        read(store(copied))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"format": "1"}', '{"format": 1, "columns": [], "splits": {}}'])
+def test_a_dataset_of_an_older_format_is_built_anew_by_itself(make_config, copied, published):
+    """Its build key is another one; the old version stays, the new one is read."""
+    cfg = dataclasses.replace(make_config(), dataset=str(copied))
+    edit(copied, format=1, build_key="of an older program")
+    found, fresh = build(cfg)
+    assert (fresh, found.version, found.dataset_id) == (True, 2, published.dataset_id)
+    assert open_for(cfg, store(copied)) == found
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"format": "1"}', '{"format": 2, "columns": [], "splits": {}}'])
 def test_what_is_no_manifest_is_refused_by_name(text, copied):
-    manifest.manifest_path(copied, 1).write_text(text)
+    (copied / manifest.manifest_path(1)).write_text(text)
     with pytest.raises(DataError, match=r"000001\.json: not a manifest"):
-        read(copied)
+        read(store(copied))
 
 
 def test_another_config_is_refused_with_the_field(make_config, published):
     """Fields that do not decide the content may differ."""
     cfg = make_config()
-    assert open_for(cfg) == published
-    assert open_for(dataclasses.replace(cfg, etl=dataclasses.replace(cfg.etl, chunk_rows=7, memory_bytes=1 << 20))) == published
+    assert open_for(cfg, store(cfg.dataset)) == published
+    other = dataclasses.replace(cfg, etl=dataclasses.replace(cfg.etl, chunk_rows=7, memory_bytes=1 << 20))
+    assert open_for(other, store(cfg.dataset)) == published
     changed = dataclasses.replace(cfg, etl=dataclasses.replace(cfg.etl, group_rows=128))
     with pytest.raises(DataError, match=r"another config: etl\.group_rows was 64, now 128 \(1 difference"):
-        open_for(changed)
+        open_for(changed, store(changed.dataset))
     columns = (*cfg.etl.columns[:2], dataclasses.replace(cfg.etl.columns[2], missing="refuse"), *cfg.etl.columns[3:])
     with pytest.raises(DataError, match=r"etl\.columns\[2\]\.missing was 'fill', now 'refuse'"):
-        open_for(dataclasses.replace(cfg, etl=dataclasses.replace(cfg.etl, columns=columns)))
+        open_for(dataclasses.replace(cfg, etl=dataclasses.replace(cfg.etl, columns=columns)), store(cfg.dataset))
 
 
 def test_another_hook_is_refused(make_config):
@@ -103,7 +125,7 @@ def test_another_hook_is_refused(make_config):
 
     cfg = make_config()
     with pytest.raises(DataError, match=r"etl\.transform\.sha256"):
-        open_for(dataclasses.replace(cfg, etl=dataclasses.replace(cfg.etl, transform=transform)))
+        open_for(dataclasses.replace(cfg, etl=dataclasses.replace(cfg.etl, transform=transform)), store(cfg.dataset))
 
 
 def test_a_cut_or_missing_file_is_refused_by_name(make_config, copied, published):
@@ -112,10 +134,10 @@ def test_a_cut_or_missing_file_is_refused_by_name(make_config, copied, published
     path = copied / shard.path
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DataError, match=rf"{shard.path} has {shard.bytes - 1} bytes; the manifest says {shard.bytes}"):
-        open_for(cfg)
+        open_for(cfg, store(cfg.dataset))
     path.unlink()
     with pytest.raises(DataError, match=rf"{shard.path} is missing"):
-        open_for(cfg)
+        open_for(cfg, store(cfg.dataset))
 
 
 def test_the_id_stands_for_content_and_not_for_files(published):

@@ -1,4 +1,4 @@
-"""Which examples are a batch: completeness and uniqueness over any sizes, and pinned ids."""
+"""Which examples are a batch: as the plain statement says, complete and unique over any sizes, and pinned ids."""
 
 import dataclasses
 
@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from mlprod.errors import ConfigError
 from mlprod.order import (
+    Epoch,
     OrderSpec,
-    batch_ids,
     batches_per_epoch,
     default_lanes,
     default_window,
+    drawn_positions,
     keyed_permutation,
     lanes_of,
     locate,
@@ -21,6 +22,7 @@ from mlprod.order import (
     reads_per_byte,
     shuffle_lanes,
 )  # fmt: skip
+from tests.plain_order import epoch_batches
 
 GOLDEN = [
     (0, 0, [(4, 9), (4, 5), (4, 13), (7, 6), (7, 13), (7, 4), (8, 2), (8, 0), (8, 7), (9, 11), (9, 3), (9, 15)]),
@@ -35,16 +37,34 @@ def make_spec(lanes: int, g: int, part: int, group_rows: int = 8, pad: bool = Fa
     return OrderSpec(seed=seed, global_batch=lanes * g, num_lanes=lanes, window_rows=lanes * part, group_rows=group_rows, pad=pad)
 
 
+def plain(spec: OrderSpec, sizes: list[int], number: int = 0) -> list[list[tuple[int, int]]]:
+    """Returns an epoch's batches as lists of (group, row), by the plain statement of the order."""
+    return epoch_batches(
+        sizes, seed=spec.seed, epoch=number, group_rows=spec.group_rows, window_rows=spec.window_rows, num_lanes=spec.num_lanes,
+        global_batch=spec.global_batch, pad=spec.pad,
+    )  # fmt: skip
+
+
 def batches(spec: OrderSpec, sizes: list[int], number: int = 0) -> list[list[tuple[int, int]]]:
-    """Returns an epoch's batches as lists of (group, row)."""
+    """Returns an epoch's batches as lists of (group, row), from the windows, lanes and slots of `Epoch`."""
     epoch = plan_epoch(spec, sizes, number)
-    pairs = [batch_ids(epoch, j) for j in range(epoch.num_batches)]
-    return [list(zip(group.tolist(), row.tolist(), strict=True)) for group, row in pairs]
+    found = [[(-1, -1)] * spec.global_batch for _ in range(epoch.num_batches)]
+    for window in range(epoch.num_windows):
+        for lane in range(spec.num_lanes):
+            pieces = epoch.pieces(*epoch.lane_bounds(window, lane))
+            rows = [(piece.group, piece.row + i) for piece in pieces for i in range(piece.num_rows)]
+            for row, slot in zip(rows, epoch.lane_slots(window, np.array([lane])).tolist(), strict=True):
+                j, offset = divmod(window * epoch.part + slot, spec.lane_batch)
+                if j < epoch.num_batches:
+                    assert j in epoch.batches_in(window)
+                    found[j][lane * spec.lane_batch + offset] = row
+    return found
 
 
 def check_epoch(spec: OrderSpec, sizes: list[int], number: int = 0) -> None:
-    """Asserts what an epoch promises, for any order over any row groups."""
+    """Asserts what an epoch promises, for any order over any row groups; and that it is the plain statement's."""
     found = batches(spec, sizes, number)
+    assert found == plain(spec, sizes, number)
     every = {(group, row) for group, rows in enumerate(sizes) for row in range(rows)}
     n, size = len(every), spec.global_batch
     rows = [pair for batch in found for pair in batch if pair != (-1, -1)]
@@ -68,9 +88,9 @@ def check_epoch(spec: OrderSpec, sizes: list[int], number: int = 0) -> None:
                 assert a <= position[group] + row < b, "a row stands outside of its lane's part of the window"
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(
-    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=12),
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=12),
     lanes=st.integers(1, 6),
     g=st.integers(1, 5),
     part=st.integers(1, 40),
@@ -127,9 +147,9 @@ def test_seeds_and_epochs_change_the_order_of_groups_and_rows():
     assert len(orders) == 6
     epoch = plan_epoch(spec, sizes, 0)
     lanes = np.arange(4)
-    shuffles = {tuple(np.concatenate(plan_epoch(spec, sizes, n).window_slots(w, lanes))) for n in (0, 1) for w in range(4)}
+    shuffles = {tuple(plan_epoch(spec, sizes, n).lane_slots(w, lanes)) for n in (0, 1) for w in range(4)}
     assert len(shuffles) == 8, "each window of each epoch has a shuffle of its own"
-    assert len({tuple(slots) for slots in epoch.window_slots(0, lanes)}) == 4, "and each lane"
+    assert len({tuple(epoch.lane_slots(0, lanes[i : i + 1])) for i in range(4)}) == 4, "and each lane"
 
 
 def test_other_rows_are_left_out_each_epoch():
@@ -147,10 +167,11 @@ def test_a_lane_is_shuffled_alone_as_among_the_others(sizes, lanes, part, data):
     epoch = plan_epoch(make_spec(lanes, 1, part), sizes, 0)
     window = data.draw(st.integers(0, epoch.num_windows - 1))
     own = sorted(data.draw(st.sets(st.integers(0, lanes - 1), min_size=1)))
-    whole = epoch.window_slots(window, np.arange(lanes))
-    for lane, slots in zip(own, epoch.window_slots(window, np.array(own)), strict=True):
-        a, b = epoch.lane_bounds(window, lane)
-        assert slots.tolist() == whole[lane].tolist()
+    bounds = [epoch.lane_bounds(window, lane) for lane in range(lanes)]
+    whole = np.split(epoch.lane_slots(window, np.arange(lanes)), np.cumsum([b - a for a, b in bounds])[:-1])
+    found = epoch.lane_slots(window, np.array(own))
+    assert found.tolist() == [slot for lane in own for slot in whole[lane]]
+    for (a, b), slots in zip(bounds, whole, strict=True):
         assert sorted(slots.tolist()) == list(range(b - a))
 
 
@@ -162,8 +183,8 @@ def test_pieces_are_the_positions_in_order(sizes, data):
     b = data.draw(st.integers(a, epoch.num_rows))
     rows = [(int(g), row) for g in epoch.groups for row in range(sizes[int(g)])]
     pieces = list(epoch.pieces(a, b))
-    assert [(group, first + i) for group, first, count, _ in pieces for i in range(count)] == rows[a:b]
-    assert [position for *_, position in pieces] == [a + sum(p[2] for p in pieces[:i]) for i in range(len(pieces))]
+    assert [(piece.group, piece.row + i) for piece in pieces for i in range(piece.num_rows)] == rows[a:b]
+    assert [piece.position for piece in pieces] == [a + sum(p.num_rows for p in pieces[:i]) for i in range(len(pieces))]
 
 
 def test_odd_groups_stand_last_when_a_window_holds_them():
@@ -209,10 +230,42 @@ def test_lanes_are_shuffled_by_bijections(size):
 
 
 def test_a_position_is_an_epoch_and_a_batch():
-    spec, sizes = make_spec(4, 4, 8), [8, 8, 8, 8, 8, 7]  # 47 rows: 2 batches an epoch
-    assert [locate(spec, sizes, p) for p in (0, 16, 32, 48, 160)] == [(0, 0), (0, 1), (1, 0), (1, 1), (5, 0)]
+    per_epoch = batches_per_epoch(make_spec(4, 4, 8), [8, 8, 8, 8, 8, 7])  # of 16 among 47 rows
+    assert per_epoch == 2
+    assert [locate(p, 16, per_epoch) for p in (0, 16, 32, 48, 160)] == [(0, 0), (0, 1), (1, 0), (1, 1), (5, 0)]
     with pytest.raises(AssertionError, match="position 17"):
-        locate(spec, sizes, 17)
+        locate(17, 16, per_epoch)
+
+
+@given(st.lists(st.integers(0, 12), max_size=6, unique=True), st.integers(0, 12), st.integers(0, 15))
+def test_skipped_ranges_are_jumped_over_and_nothing_else(cuts, start, count):
+    """Whatever ranges, wherever it starts, also inside one."""
+    edges = sorted(cuts)[: len(cuts) // 2 * 2]
+    skips = [(8 * a, 8 * b) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    every = [p for p in range(8 * start, 8 * 100, 8) if not any(a <= p < b for a, b in skips)]
+    assert list(drawn_positions(8 * start, count, 8, skips)) == every[:count]
+
+
+def brute_reads(epoch: Epoch, shares: list[list[tuple[int, int]]]) -> float:
+    """Rows of the groups that each process touches in each window, over all rows."""
+    touched = 0
+    for ranges in shares:
+        for window in range(epoch.num_windows):
+            bounds = [epoch.lane_bounds(window, int(lane)) for lane in lanes_of(epoch.spec, ranges)]
+            touched += sum(int(np.diff(epoch.starts)[g]) for g in range(len(epoch.groups)) if any(
+                max(a, epoch.starts[g]) < min(b, epoch.starts[g + 1]) for a, b in bounds))  # fmt: skip
+    return touched / epoch.num_rows
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=8), st.integers(1, 5), st.integers(1, 3), st.integers(1, 20), st.data())
+def test_reads_per_byte_is_what_counting_gives(sizes, lanes, g, part, data):
+    """For shares with holes too."""
+    epoch = plan_epoch(make_spec(lanes, g, part), sizes, 0)
+    cut = data.draw(st.integers(0, lanes * g))
+    shares = [share for share in ([(0, cut)] if cut else [], [(cut, lanes * g)] if cut < lanes * g else []) if share]
+    shares.append([(0, 1), (lanes * g - 1, lanes * g)] if lanes * g > 1 else [(0, 1)])
+    assert reads_per_byte(epoch, shares) == pytest.approx(brute_reads(epoch, shares), abs=1e-12)
 
 
 @settings(deadline=None)

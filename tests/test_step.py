@@ -30,7 +30,8 @@ def fresh(plan: Plan) -> TrainState:
 def batches(plan: Plan, number: int) -> list[dict[str, jax.Array]]:
     """The first batches of the run, on the devices."""
     size, ranges = plan.order.global_batch, plan.train_ranges
-    rows = train_batches(plan.cfg, plan.manifest, plan.order, ranges, 0, number)
+    positions = range(0, number * size, size)
+    rows = train_batches(plan.cfg, plan.store, plan.manifest, plan.order, ranges, positions)
     return [to_devices(host, plan.placement.batch(size), ranges, size) for host in rows]
 
 

@@ -11,11 +11,12 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
 from mlprod import cli, manifest
 from mlprod.config import Config, MeshConfig
-from mlprod.data.reader import GroupReader, as_batch
+from mlprod.data.reader import GroupReader
 from mlprod.etl import sources
 from mlprod.etl.run import source_columns
 from mlprod.plan import make_plan
 from mlprod.predict import model_arrays, typed_rows
+from mlprod.store import open_store
 from mlprod.tracking import read_log
 from mlprod.train import train
 from tests.conftest import RECIPE, MakeConfig, smoke_config
@@ -71,7 +72,7 @@ def test_golden_ids_and_losses(trained: Config) -> None:
     """
     golden = json.loads(GOLDEN.read_text())
     lines = [line for line in read_log(Path(trained.workdir)) if line["kind"] == "train"][:5]
-    found = {"dataset_id": manifest.read(Path(trained.dataset)).dataset_id, "ids": [line["ids"] for line in lines]}
+    found = {"dataset_id": manifest.read(open_store(trained.dataset)).dataset_id, "ids": [line["ids"] for line in lines]}
     assert found == {"dataset_id": golden["dataset_id"], "ids": golden["ids"]}
     line = ".".join(jax.__version__.split(".")[:2])
     assert line in golden["losses"], f"no golden losses for jax {line}; add {[x['values']['loss'][0] for x in lines]}"
@@ -116,7 +117,7 @@ def test_evaluate_equals_scikit_learn(trained: Config, tmp_path: Path, capsys: p
     table = pq.read_table(scores).to_pydict()
     found = json.loads((Path(trained.workdir) / "evaluations" / "test-00000060.json").read_text())["metrics"]
     score, label = np.array(table["score"], np.float64), np.array(table["label"])
-    assert found["rows"] == len(score) == manifest.read(Path(trained.dataset)).num_rows("test")
+    assert found["rows"] == len(score) == manifest.read(open_store(trained.dataset)).num_rows("test")
     assert found["log_loss"] == pytest.approx(log_loss(label, score), rel=1e-6)
     assert found["auc"] == pytest.approx(roc_auc_score(label, score), rel=1e-12)
     assert found["accuracy"] == accuracy_score(label, score > 0.5)
@@ -131,7 +132,7 @@ def test_predict_gives_the_bits_of_evaluate(trained: Config, tmp_path: Path) -> 
         assert cli.run(argv("evaluate", trained, "--split", split, "--scores", str(scores))) == 0
         keys = {
             row_id: key
-            for shard in manifest.read(Path(trained.dataset)).splits[split]
+            for shard in manifest.read(open_store(trained.dataset)).splits[split]
             for row_id, key in zip(
                 *pq.read_table(Path(trained.dataset) / shard.path, columns=["row_id", "key_id"]).to_pydict().values(), strict=True
             )
@@ -155,11 +156,11 @@ def test_predict_feeds_the_model_the_stored_arrays(trained: Config) -> None:
     chunk = next(sources.chunks(trained.etl.source, names, 10_000))
     rows, _ = typed_rows(trained.etl, chunk, [])
     fresh = model_arrays(plan, rows)
-    reader = GroupReader(Path(trained.dataset), plan.manifest, "train")
+    reader = GroupReader(plan.store, plan.manifest, "train")
     keys = pq.read_table(Path(trained.dataset) / plan.manifest.splits["train"][0].path, columns=["key_id"])["key_id"].to_pylist()[
         :64
     ]
-    stored = as_batch(reader.read(0), reader.id_names)
+    stored = reader.read(0)
     for name, array in fresh.items():
         assert array[keys].tobytes() == stored[name].tobytes(), name
 

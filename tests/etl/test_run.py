@@ -22,6 +22,7 @@ from mlprod.etl.run import build, build_key, label_column, source_columns
 from mlprod.etl.schema import cast, hashable
 from mlprod.hashing import PAD_ID, Hash128, hash_columns, mix_hash
 from mlprod.manifest import SPLITS, Manifest
+from mlprod.store import open_store
 from tests import rows
 from tests.conftest import smoke_config
 from tests.plain import ID, csv_rows, numbered, small_config, stored, table_text
@@ -283,7 +284,7 @@ def test_a_build_goes_on_where_it_was_killed(module, name, after, extracted, mak
         patch.setattr(spill, "num_bits", lambda *_: 4)  # the second attempt has other buckets, as with more memory
         with pytest.raises(Killed):
             build(cfg)
-    assert manifest.versions(tmp_path / "d") == []
+    assert manifest.versions(open_store(str(tmp_path / "d"))) == []
     again, fresh = build(cfg)
     assert fresh
     assert again == published
@@ -317,9 +318,9 @@ def test_another_content_is_another_version(make_config, tmp_path):
     first, _ = build(cfg)
     (tmp_path / "rows.csv").write_text(numbered(51))
     second, fresh = build(cfg)
-    assert (fresh, second.version, manifest.versions(Path(cfg.dataset))) == (True, 2, [1, 2])
+    assert (fresh, second.version, manifest.versions(open_store(cfg.dataset))) == (True, 2, [1, 2])
     assert second.dataset_id != first.dataset_id
-    assert manifest.read(Path(cfg.dataset), 1) == first
+    assert manifest.read(open_store(cfg.dataset), 1) == first
     for published in (first, second):
         for shard in (s for shards in published.splits.values() for s in shards):
             assert manifest.sha256_file(Path(cfg.dataset) / shard.path) == shard.sha256
@@ -351,7 +352,7 @@ def test_a_build_that_waited_does_not_build_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(run, "_held", slow)
     assert build(cfg)[1] is False
-    assert manifest.versions(Path(cfg.dataset)) == [1]
+    assert manifest.versions(open_store(cfg.dataset)) == [1]
 
 
 def test_a_second_build_is_refused_while_one_runs(tmp_path):
@@ -393,7 +394,7 @@ def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch
         patch.setattr(run, "extract", growing)
         with pytest.raises(DataError, match="the source changed while it was read"):
             build(cfg)
-    assert manifest.versions(Path(cfg.dataset)) == []
+    assert manifest.versions(open_store(cfg.dataset)) == []
     assert build(cfg)[0].source["rows_read"] == 51
 
 
@@ -462,7 +463,7 @@ def test_rows_that_cannot_be_a_dataset_are_refused(text, changed, message, tmp_p
     """One line that names the field, file or column; no version is made."""
     with pytest.raises(DataError, match=message):
         build(small_config(tmp_path, text, **changed))
-    assert manifest.versions(tmp_path / "dataset") == []
+    assert manifest.versions(open_store(str(tmp_path / "dataset"))) == []
 
 
 def test_a_sensitive_column_is_shown_nowhere(tmp_path):
@@ -470,7 +471,7 @@ def test_a_sensitive_column_is_shown_nowhere(tmp_path):
     columns = (Column(name="id", type="int64", role="group", sensitive=True), numeric("x", sensitive=True))
     text = table_text("id,x,y", *((i + 4321000, i + 0.98765, i % 2) for i in range(40)))
     published, _ = build(small_config(tmp_path, text, columns))
-    shown = (tmp_path / "dataset" / published.report).read_text() + manifest.manifest_path(tmp_path / "dataset", 1).read_text()
+    shown = (tmp_path / "dataset" / published.report).read_text() + (tmp_path / "dataset" / manifest.manifest_path(1)).read_text()
     assert "43210" not in shown
     assert "98765" not in shown
     with pytest.raises(DataError, match="hidden") as caught:
