@@ -3,6 +3,7 @@
 Promise: what `check` accepts, `train` starts; both make the same plan.
 """
 
+import argparse
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,9 @@ from rich.table import Table
 
 from mlprod import runtime
 from mlprod.config import Config
+from mlprod.errors import LayoutError
 from mlprod.order import batches_per_epoch, plan_epoch, reads_per_byte
+from mlprod.parallel.place import Ranges, ranges_of
 from mlprod.plan import Plan, make_plan
 from mlprod.state import flatten, parameter_path
 
@@ -40,19 +43,47 @@ def state_bytes(plan: Plan) -> tuple[int, int]:
     return whole, local
 
 
-def facts(plan: Plan) -> Iterator[tuple[str, str]]:
-    """Yields (what, value) lines about a plan."""
+def process_ranges(plan: Plan, num_processes: int) -> list[Ranges]:
+    """Returns the row ranges of a training batch that each of `num_processes` processes reads, devices dealt in mesh order.
+
+    Raises:
+        LayoutError: the devices do not divide over so many processes.
+    """
+    devices = list(plan.placement.mesh.devices.flat)
+    if num_processes < 1 or len(devices) % num_processes:
+        raise LayoutError(
+            f"--processes={num_processes} does not divide the mesh's {len(devices)} device(s); give a divisor, "
+            f"or simulate the devices: --config.runtime.num_cpu_devices=N --config.runtime.platform=cpu"
+        )
+    each, batch = len(devices) // num_processes, plan.order.global_batch
+    sharding = plan.placement.batch(batch)
+    return [ranges_of(sharding, batch, devices[i : i + each]) for i in range(0, len(devices), each)]
+
+
+def warnings(plan: Plan) -> Iterator[str]:
+    """Yields what is allowed and yet likely to be a mistake."""
+    if not plan.manifest.hash_order:
+        ratio = 1 + plan.order.global_batch * plan.order.group_rows / plan.order.window_rows
+        yield (
+            f"{plan.cfg.dataset} is not stored in hash order: where it is sorted by the label, a batch's mean label varies about "
+            f"{ratio:,.0f} times as much as a random batch's; build it by `mlprod etl`, or raise config.loader.window_rows"
+        )
+
+
+def facts(plan: Plan, num_processes: int) -> Iterator[tuple[str, str]]:
+    """Yields (what, value) lines about a plan; `num_processes`: that the run will have."""
     order, sizes = plan.order, plan.manifest.group_sizes("train")
     per_epoch = batches_per_epoch(order, sizes)
     whole, local = state_bytes(plan)
-    reads = reads_per_byte(plan_epoch(order, sizes, 0), [plan.train_ranges])
+    reads = reads_per_byte(plan_epoch(order, sizes, 0), process_ranges(plan, num_processes))
     rows = ", ".join(f"{name} {plan.manifest.num_rows(name):,}" for name in plan.manifest.splits)
     yield "dataset", f"{plan.cfg.dataset}, version {plan.manifest.version}, dataset_id {plan.manifest.dataset_id}"
     yield "rows", rows
     yield "steps", f"{plan.steps:,} ({plan.steps / per_epoch:.2f} epochs of {per_epoch:,} batches of {order.global_batch:,})"
     yield (
         "order",
-        f"seed {order.seed}, {order.num_lanes} lanes, windows of {order.window_rows:,} rows; {reads:.3f} reads per dataset byte",
+        f"seed {order.seed}, {order.num_lanes} lanes, windows of {order.window_rows:,} rows; "
+        f"{reads:.3f} reads per dataset byte with {num_processes} process(es)",
     )
     yield (
         "mesh",
@@ -62,11 +93,11 @@ def facts(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "state", f"{whole / 1e6:.2f} MB in all, {local / 1e6:.2f} MB on each device"
 
 
-def show(plan: Plan) -> None:
-    """Prints a plan and how its parameters are split."""
+def show(plan: Plan, num_processes: int) -> None:
+    """Prints a plan and how its parameters are split; `num_processes`: that the run will have."""
     console = Console(highlight=False)
     told = Table(box=None, show_header=False)
-    for what, value in facts(plan):
+    for what, value in facts(plan, num_processes):
         told.add_row(what, value)
     console.print(told)
     table = Table("parameter", "shape", "split over", "bytes/device")
@@ -77,11 +108,13 @@ def show(plan: Plan) -> None:
     for path, shape, _, size, replicated in rows:
         if replicated and size > LARGE_BYTES and plan.placement.mesh.size > 1:
             console.print(f"note: {path} {shape} is whole on every device: no axis of the layout divides its dims")
+    for warning in warnings(plan):
+        console.print(f"warning: {warning}", soft_wrap=True)
 
 
-def main(cfg: Config) -> None:
+def main(cfg: Config, options: argparse.Namespace) -> None:
     """The verb `check`: plans the run, prints the plan, exits 0 when `train` would start."""
-    show(make_plan(cfg, jax.devices()))
+    show(make_plan(cfg, jax.devices()), options.processes or jax.process_count())
     workdir = Path(cfg.workdir)
     runtime.check_writable(f"config.workdir={cfg.workdir!r}", workdir / "lease")
     print("check: all right")

@@ -51,6 +51,8 @@ def _parser(verb: str) -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show a traceback with every error")
     if verb in ("evaluate", "predict"):
         parser.add_argument("--step", type=_whole, default=-1, help="of the checkpoint (default: the newest)")
+    if verb == "check":
+        parser.add_argument("--processes", type=_whole, default=0, help="the run will have (default: as many as here)")
     if verb == "evaluate":
         parser.add_argument("--split", default="eval", choices=("train", "eval", "test"))
         parser.add_argument("--scores", default="", metavar="FILE", help="write row ids, labels and scores to this Parquet file")
@@ -91,7 +93,7 @@ def _run(verb: str, options: argparse.Namespace, overrides: Sequence[str]) -> No
         return
     importlib.import_module("mlprod.runtime").start(cfg.runtime)
     module = importlib.import_module(f"mlprod.{verb}")
-    module.main(cfg, options) if verb in ("evaluate", "predict") else module.main(cfg)
+    module.main(cfg, options)
 
 
 def run(argv: Sequence[str]) -> int:

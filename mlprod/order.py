@@ -60,24 +60,56 @@ def keyed_permutation(n: int, word: int) -> np.ndarray:
     return (np.sort((hashed & ~low) | i) & low).astype(np.int64)
 
 
+def _rounds(lanes: np.ndarray, word: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns the keyed (odd multiplier, addend), uint32[K, 1] each, of the four rounds of `lanes`, int64[K]."""
+    base = mix_array(lanes.astype(np.uint64) * np.uint64(PHI) + np.uint64(word))[:, None]
+    keyed = [mix_array(base + np.uint64(r + 1)) for r in range(4)]
+    return [((h >> np.uint64(33)).astype(np.uint32) | np.uint32(1), h.astype(np.uint32)) for h in keyed]
+
+
+def _bits(size: int) -> int:
+    """Returns the bits of the bijection for lane parts of at most `size` rows."""
+    return max(10, max(size - 1, 0).bit_length())
+
+
 def shuffle_lanes(size: int, lanes: np.ndarray, word: int) -> np.ndarray:
     """Returns uint32[len(lanes), 2^b], 2^b >= size: per lane (int64[K]) a keyed bijection of range(2^b).
 
     Four rounds of multiply, add and xor-shift mod 2^b. `size` is the largest lane part of the *window*, never of the
     lanes a process happens to own, or the order would depend on the process.
     """
-    bits = max(10, max(size - 1, 0).bit_length())
+    bits = _bits(size)
     low, shift = np.uint32((1 << bits) - 1), np.uint32((bits + 1) // 2)
-    base = mix_array(lanes.astype(np.uint64) * np.uint64(PHI) + np.uint64(word))[:, None]
     x = np.empty((len(lanes), 1 << bits), np.uint32)
     x[:] = np.arange(1 << bits, dtype=np.uint32)
     high = np.empty_like(x)
-    for r in range(4):
-        h = mix_array(base + np.uint64(r + 1))
-        x *= (h >> np.uint64(33)).astype(np.uint32) | np.uint32(1)
-        x += (h & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+    for multiplier, addend in _rounds(lanes, word):
+        x *= multiplier
+        x += addend
         x &= low
         x ^= np.right_shift(x, shift, out=high)
+    return x
+
+
+def unshuffle_lanes(size: int, lanes: np.ndarray, word: int) -> np.ndarray:
+    """Returns the inverse of `shuffle_lanes`, uint32[len(lanes), 2^b]: its rounds undone from the last to the first.
+
+    An xor-shift by half the bits or more is its own inverse; an odd multiplier has one mod 2^32, found by Newton's steps,
+    each of which doubles the bits that are right.
+    """
+    bits = _bits(size)
+    low, shift = np.uint32((1 << bits) - 1), np.uint32((bits + 1) // 2)
+    x = np.empty((len(lanes), 1 << bits), np.uint32)
+    x[:] = np.arange(1 << bits, dtype=np.uint32)
+    high = np.empty_like(x)
+    for multiplier, addend in reversed(_rounds(lanes, word)):
+        inverse = multiplier  # right in 3 bits: the square of an odd number is 1 mod 8
+        for _ in range(4):
+            inverse = inverse * (np.uint32(2) - multiplier * inverse)
+        x ^= np.right_shift(x, shift, out=high)
+        x -= addend
+        x *= inverse
+        x &= low
     return x
 
 
@@ -139,9 +171,19 @@ class Epoch:
         """Returns uint32[positions of the `lanes` (int64[K]) in a window, lane after lane]: the slot of each in the window."""
         n, num_lanes = self.window_rows(window), self.spec.num_lanes
         sizes = (lanes + 1) * n // num_lanes - lanes * n // num_lanes
-        shuffled = shuffle_lanes(-(-n // num_lanes), lanes, key(key(self.spec.seed, self.number, 1), window))
+        shuffled = shuffle_lanes(-(-n // num_lanes), lanes, self._shuffle_key(window))
         slots: np.ndarray = shuffled.reshape(-1)
         return slots if len(slots) == sizes.sum() else shuffled[shuffled < sizes[:, None].astype(np.uint32)]
+
+    def rows_by_slot(self, window: int, lanes: np.ndarray) -> np.ndarray:
+        """Returns int64[K, part] of a window but the last: for each slot of each of `lanes` (int64[K]) the position in the
+        lane's part that it takes; the inverse of `lane_slots`."""
+        if 1 << _bits(self.part) == self.part:
+            return unshuffle_lanes(self.part, lanes, self._shuffle_key(window)).astype(np.int64)
+        return np.argsort(self.lane_slots(window, lanes).reshape(-1, self.part), axis=1)
+
+    def _shuffle_key(self, window: int) -> int:
+        return key(key(self.spec.seed, self.number, 1), window)
 
     def batches_in(self, window: int) -> range:
         """Returns the batches that hold rows of a window; a neighbouring window may hold rows of the outer two as well."""

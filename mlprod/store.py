@@ -1,16 +1,19 @@
 """Where a dataset lies: a local folder, or an object store through pyarrow's filesystems (`s3://`, `gs://`, `fsspec+...://`).
 
-Promise: a remote read that fails is tried again, a bounded number of times with growing pauses; what is not there is said at
-once.
-Price: one listing a folder and one ranged request a row group; at most `OPEN_FILES` open files, shared by all threads.
+Promise: a remote read that fails is tried again with growing pauses until `PATIENCE_S` have passed, then it is an error; what is
+not there, or not allowed, is said at once. No password is ever shown or accepted: an address ends in logs and checkpoints.
+Price: one listing a folder; one ranged request a row group, and one more for a file's size when it is opened. `OPEN_FILES`
+files are kept open, shared by all threads.
 """
 
+import re
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -18,9 +21,15 @@ import pyarrow.fs as pafs
 from mlprod.errors import DataError
 
 OPEN_FILES = 128
-ATTEMPTS = 5  # of a remote read; the filesystem's own client tries again below that
-PAUSE_S = 0.2  # before the second attempt; twice as long before each further one: 3 s in all
+PATIENCE_S = 32.0  # no attempt starts later: 8 of them when each fails at once
+PAUSE_S = 0.25  # before the second attempt; twice as long before each further one
+TIMEOUT_S = 5.0  # of an S3 connection that says nothing; in the middle of an answer it is noticed after about 12 s
+GCS_RETRY_S = 5  # Google's client tries for 15 minutes by default
+CREDENTIALS = "put it into the environment or the provider's own credentials file"
+S3_OPTIONS = ("region", "scheme", "endpoint_override")  # of an address, behind `?`
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)  # the same at the next attempt
+DENIED = re.compile(r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|PERMISSION_DENIED|HTTP status (301|40[013])")
+PASSWORD = re.compile(r"(?<=://)([^/:@?]*):.*@")  # up to the last @: an unescaped password may hold / and @
 
 T = TypeVar("T")
 
@@ -28,12 +37,18 @@ T = TypeVar("T")
 class Store:
     """A folder of immutable files. Safe to use from several threads."""
 
-    def __init__(self, location: str, filesystem: Any, root: str, attempts: int) -> None:
-        """`root`: of the folder in `filesystem`."""
+    def __init__(self, location: str, filesystem: Any, root: str, patience_s: float) -> None:
+        """Opens nothing yet.
+
+        Args:
+            location: for people.
+            root: of the folder in `filesystem`.
+            patience_s: how long a read that fails is tried again; 0: never.
+        """
         self.location = location
-        self._fs, self._root, self._attempts = filesystem, root.rstrip("/"), attempts
+        self._fs, self._root, self._patience_s = filesystem, root.rstrip("/"), patience_s
         self._lock = threading.Lock()
-        self._open: OrderedDict[str, Any] = OrderedDict()
+        self._open: OrderedDict[str, tuple[Any, int]] = OrderedDict()
 
     def read(self, path: str) -> bytes:
         """Returns a whole file; raises FileNotFoundError where there is none, OSError when it cannot be read."""
@@ -45,8 +60,20 @@ class Store:
         return self._again(whole)
 
     def read_range(self, path: str, start: int, size: int) -> bytes:
-        """Returns `size` bytes from `start` on, fewer at the file's end; raises OSError when they cannot be read."""
-        return self._again(lambda: bytes(self._file(path).read_at(size, start)))
+        """Returns `size` bytes from `start` on, fewer at the file's end; raises OSError when they cannot be read.
+
+        Of a remote file that became shorter while it was open, bytes behind its end may be anything: compare a checksum.
+        """
+
+        def part() -> bytes:
+            file, end = self._file(path)
+            try:
+                return bytes(file.read_at(size, start)) if start < end else b""
+            except OSError:
+                self._forget(path)  # opened again, it may turn out to be gone or another
+                raise
+
+        return self._again(part)
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Returns {file name: bytes} of the files right below a folder; empty where there is none."""
@@ -54,27 +81,36 @@ class Store:
         found = self._again(lambda: self._fs.get_file_info(selector))
         return {info.base_name: info.size for info in found if info.is_file}
 
-    def _file(self, path: str) -> Any:
-        """Returns an open file; the one used longest ago is let go, and closes when no read of it is under way."""
+    def _file(self, path: str) -> tuple[Any, int]:
+        """Returns an open file and its size; the one used longest ago is let go, and closes when no read of it is under way."""
         with self._lock:
             if path in self._open:
                 self._open.move_to_end(path)
                 return self._open[path]
         file = self._fs.open_input_file(f"{self._root}/{path}")
+        size = file.size()  # before other threads have it: of a Python file, it moves the position that reads use
         with self._lock:
-            while len(self._open) >= OPEN_FILES:
+            opened = self._open.setdefault(path, (file, size))
+            while len(self._open) > OPEN_FILES:
                 self._open.popitem(last=False)
-            return self._open.setdefault(path, file)
+            return opened
+
+    def _forget(self, path: str) -> None:
+        with self._lock:
+            self._open.pop(path, None)
 
     def _again(self, call: Callable[[], T]) -> T:
-        for attempt in range(1, self._attempts):
+        began, pause = time.monotonic(), PAUSE_S
+        while True:
             try:
                 return call()
             except FINAL:
                 raise
-            except OSError:
-                time.sleep(PAUSE_S * 2 ** (attempt - 1))
-        return call()
+            except OSError as error:
+                if time.monotonic() - began + pause > self._patience_s or DENIED.search(str(error)):
+                    raise
+            time.sleep(pause)
+            pause *= 2
 
 
 def is_remote(location: str) -> bool:
@@ -86,13 +122,35 @@ def open_store(location: str) -> Store:
     """Opens the folder of a dataset. Credentials come from the environment or the provider's own files, as pyarrow finds them.
 
     Raises:
-        DataError: an address that no filesystem knows.
+        DataError: an address that no filesystem knows, or one with a password.
     """
     if not is_remote(location):
-        return Store(location, pafs.LocalFileSystem(), str(Path(location).absolute()), attempts=1)
+        return Store(location, pafs.LocalFileSystem(), str(Path(location).absolute()), patience_s=0.0)
+    shown = PASSWORD.sub(r"\1:***@", location).partition("?")[0].rstrip("/")
+    if PASSWORD.search(location):
+        raise DataError(f"config.dataset={shown!r} holds a password, which would end in logs and checkpoints; {CREDENTIALS}")
     try:
-        filesystem, root = pafs.FileSystem.from_uri(location)
+        filesystem, root = _filesystem(location)
     except (pa.ArrowException, OSError, ImportError, ValueError) as error:
         told = " ".join(str(error).split())
-        raise DataError(f"config.dataset={location!r}: {told}; give a folder, s3://, gs:// or fsspec+PROTOCOL://") from error
-    return Store(location, filesystem, root, ATTEMPTS)
+        raise DataError(f"config.dataset={shown!r}: {told}; give a folder, s3://, gs:// or fsspec+PROTOCOL://") from error
+    return Store(shown, filesystem, root, PATIENCE_S)
+
+
+def _filesystem(address: str) -> tuple[Any, str]:
+    """Returns the filesystem and the folder in it of an address, with clients that give up in seconds: we try again."""
+    options = dict(parse_qsl(urlsplit(address).query))
+    if address.startswith("gs://") and "retry_limit_seconds" not in options:
+        address += f"{'&' if options else '?'}retry_limit_seconds={GCS_RETRY_S}"
+    filesystem, root = pafs.FileSystem.from_uri(address)
+    if not root.strip("/"):
+        raise ValueError("it names no folder")
+    if filesystem.type_name != "s3":
+        return filesystem, root
+    # Made from an address, it would send a request 31 times: 6 s when each fails at once, 100 s when none is answered.
+    unknown = sorted(options.keys() - set(S3_OPTIONS))
+    if unknown:
+        raise ValueError(f"option {unknown[0]!r} is not used; known: {', '.join(S3_OPTIONS)}")
+    once = pafs.AwsStandardS3RetryStrategy(max_attempts=1)
+    region = {"region": filesystem.region}  # looked up from the bucket's name where none is given
+    return pafs.S3FileSystem(**options | region, connect_timeout=TIMEOUT_S, request_timeout=TIMEOUT_S, retry_strategy=once), root

@@ -400,8 +400,8 @@ def test_a_damaged_dataset_is_refused(damage: Callable[[Path], Path], fragment: 
 def test_a_newer_manifest_is_refused(copy: Path, capsys: Capture) -> None:
     """By its format, not by what it lacks."""
     path = first(copy, "manifests/*.json")
-    path.write_text(path.read_text().replace('"format": 1', '"format": 99'))
-    refused(capsys, argv("check", *on(copy)), f"{path}: format 99 is newer than 1", "update mlprod")
+    path.write_text(path.read_text().replace('"format": 2', '"format": 99'))
+    refused(capsys, argv("check", *on(copy)), f"{path}: format 99 is newer than 2", "update mlprod")
 
 
 def test_a_stray_file_among_the_manifests_is_no_version(copy: Path) -> None:

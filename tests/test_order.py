@@ -21,6 +21,7 @@ from mlprod.order import (
     plan_epoch,
     reads_per_byte,
     shuffle_lanes,
+    unshuffle_lanes,
 )  # fmt: skip
 from tests.plain_order import epoch_batches
 
@@ -226,7 +227,17 @@ def test_keyed_permutations(n):
 def test_lanes_are_shuffled_by_bijections(size):
     shuffled = shuffle_lanes(size, np.array([0, 5]), 9)
     assert shuffled.shape[1] >= size
-    assert (np.sort(shuffled, axis=1) == np.arange(shuffled.shape[1], dtype=np.uint32)).all()
+    every = np.arange(shuffled.shape[1], dtype=np.uint32)
+    assert (np.sort(shuffled, axis=1) == every).all()
+    assert (np.take_along_axis(unshuffle_lanes(size, np.array([0, 5]), 9), shuffled.astype(np.int64), axis=1) == every).all()
+
+
+@pytest.mark.parametrize("part", [1000, 1024, 2048, 5])
+def test_rows_by_slot_undo_slots(part):
+    """By the inverse bijection where the part is a power of two, by sorting elsewhere."""
+    epoch, lanes = plan_epoch(make_spec(3, 1, part), [part] * 9, 2), np.array([0, 2])
+    slots = epoch.lane_slots(1, lanes).reshape(2, part).astype(np.int64)
+    assert (np.take_along_axis(epoch.rows_by_slot(1, lanes), slots, axis=1) == np.arange(part)).all()
 
 
 def test_a_position_is_an_epoch_and_a_batch():

@@ -1,5 +1,6 @@
 """The whole story on the smoke recipe: the loss falls, layouts agree, the verbs fit together."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
-from mlprod import cli, manifest
+from mlprod import check, cli, manifest
+from mlprod.check import process_ranges
 from mlprod.config import Config, MeshConfig
 from mlprod.data.reader import GroupReader
 from mlprod.etl import sources
@@ -212,3 +214,30 @@ def test_check_accepts_what_train_starts(trained: Config, capsys: pytest.Capture
     out = capsys.readouterr().out
     for part in ("check: all right", "1.000 reads per dataset byte", "fsdp=8", "hidden/0/kernel", "embed/color/table"):
         assert part in out
+
+
+def test_check_says_what_each_process_count_reads(trained: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    """More processes than a window has row groups read some of them twice; a count that does not divide the devices is refused."""
+    assert cli.run(argv("check", trained, "--config.mesh.fsdp=8", "--processes=4")) == 0
+    assert "reads per dataset byte with 4 process(es)" in capsys.readouterr().out
+    assert cli.run(argv("check", trained, "--config.mesh.fsdp=8", "--processes=3")) == 2
+    assert "--processes=3 does not divide the mesh's 8 device(s)" in capsys.readouterr().err
+
+
+def test_processes_of_one_tensor_group_read_the_same(trained: Config) -> None:
+    """A tensor axis across processes: pairs of them hold the same rows; together the pairs hold every row once."""
+    mesh = MeshConfig(fsdp=(2,), tensor=4, layout="fsdp_tensor")
+    plan = make_plan(dataclasses.replace(trained, mesh=mesh), jax.devices())
+    assert process_ranges(plan, 4) == [((0, 32),), ((0, 32),), ((32, 64),), ((32, 64),)]
+    whole = make_plan(dataclasses.replace(trained, mesh=MeshConfig(fsdp=(8,))), jax.devices())
+    assert process_ranges(whole, 4) == [((16 * i, 16 * i + 16),) for i in range(4)]
+
+
+def test_check_warns_of_storage_that_is_not_in_hash_order(trained: Config) -> None:
+    """With how much worse a batch of sorted rows may be."""
+    plan = make_plan(trained, jax.devices()[:1])
+    assert list(check.warnings(plan)) == []
+    sorted_storage = dataclasses.replace(plan, manifest=dataclasses.replace(plan.manifest, hash_order=False))
+    (warning,) = check.warnings(sorted_storage)
+    assert "not stored in hash order" in warning
+    assert "about 5 times" in warning, "1 + 64 * 64 / 1024"

@@ -136,15 +136,9 @@ class Gather:
 
     def prepare(self) -> None:
         """See `Placing`."""
-        part, num_lanes = self._epoch.part, len(self._lanes)
-        self._order = np.empty((num_lanes, part), np.int64)
-        at_once = max(1, BLOCK_ROWS // part)
-        for first in range(0, num_lanes, at_once):
-            lanes = self._lanes[first : first + at_once]
-            slots = self._epoch.lane_slots(self._window, lanes).reshape(-1, part)
-            slots += (np.arange(len(lanes), dtype=np.uint32) * np.uint32(part))[:, None]
-            block = self._order[first : first + at_once].reshape(-1)
-            block[slots.reshape(-1)] = np.tile(np.arange(part), len(lanes))
+        at_once = max(1, BLOCK_ROWS // self._epoch.part)
+        blocks = [self._lanes[i : i + at_once] for i in range(0, len(self._lanes), at_once)]
+        self._order = np.concatenate([self._epoch.rows_by_slot(self._window, lanes) for lanes in blocks])
 
     def put(self, out: Arrays, rows: Arrays, at: int) -> None:
         """See `Placing`."""

@@ -1,11 +1,17 @@
 """What a chaos process runs. Imported once by the fork server, so that a start costs half a second instead of seven."""
 
+import itertools
 import os
 import sys
+import time
 from collections.abc import Sequence
 
+import numpy as np
+
 from mlprod import cli, recipe, train  # noqa: F401 (imported for the children to find them loaded)
+from mlprod.data.reader import GroupReader
 from mlprod.etl import run as etl_run  # noqa: F401
+from mlprod.parallel import place
 
 
 def command(argv: Sequence[str], output: str) -> None:
@@ -19,3 +25,19 @@ def command(argv: Sequence[str], output: str) -> None:
     if code:
         os._exit(code)
     sys.exit(0)
+
+
+def broken_reader(argv: Sequence[str], output: str, good_reads: int, fault: str, waiting_every_s: float) -> None:
+    """Runs a command line whose reader has a bug ("raise"), hangs ("hang") or is slow ("slow") after `good_reads` row groups."""
+    real, count = GroupReader.read, itertools.count()
+
+    def read(self: GroupReader, group: int) -> dict[str, np.ndarray]:
+        if next(count) >= good_reads:
+            if fault == "raise":
+                raise RuntimeError("a bug in the reader")
+            time.sleep(600.0 if fault == "hang" else 0.4)
+        return real(self, group)
+
+    GroupReader.read = read  # type: ignore[method-assign]
+    place.WAITING_EVERY_S = waiting_every_s
+    command(argv, output)

@@ -9,7 +9,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from mlprod.config import Config
 from mlprod.plan import make_plan
 from mlprod.state import flatten
 from mlprod.tracking import read_log
-from tests.chaos.child import command
+from tests.chaos.child import broken_reader, command
 from tests.conftest import COMPILED, RECIPE
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -46,11 +46,22 @@ class Run:
 
     def start(self, *more: str) -> Any:
         """Starts a process of the run."""
+        return self._start(command, more)
+
+    def start_broken(self, *more: str, good_reads: int, fault: str, waiting_every_s: float = 10.0) -> Any:
+        """Starts a process of the run whose reader breaks after some row groups: see `child.broken_reader`."""
+        return self._start(broken_reader, more, good_reads, fault, waiting_every_s)
+
+    def output(self) -> str:
+        """What its processes printed."""
+        return Path(f"{self.cfg.workdir}.out").read_text()
+
+    def _start(self, target: Any, more: Sequence[str], *given_to_it: Any) -> Any:
         paths = {"workdir": self.cfg.workdir, "dataset": self.cfg.dataset, "etl.source.path": self.cfg.etl.source.path}
         paths["runtime.compile_cache"] = COMPILED  # as on GPUs and TPUs, where a kill may also tear a compiled program
         given = [f"--config.{field}={value}" for field, value in paths.items()]
         argv = ["train", "--config", str(RECIPE), *given, *self.devices, *more]
-        process = CONTEXT.Process(target=command, args=(argv, f"{self.cfg.workdir}.out"))
+        process = CONTEXT.Process(target=target, args=(argv, f"{self.cfg.workdir}.out", *given_to_it))
         process.start()
         return process
 
