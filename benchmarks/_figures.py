@@ -1,6 +1,7 @@
 """What every benchmark shares: its two arguments, and the JSON of its figures with the machine they were measured on.
 
-A figure is {"name", "value", "low", "high", "unit", "goal": {"min": x} or {"max": x} or null, "runs", "peers": {name: value}}.
+A figure is {"name", "value", "low", "high", "unit", "goal": {"min": x} or {"max": x} or null, "stretch": x or null, "runs",
+"peers": {name: value}}; `stretch` is a bound of the same kind as the goal's, further out.
 The name begins with "_": `make bench` runs every other file here.
 """
 
@@ -12,11 +13,11 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("mlprod", "jax", "jaxlib", "flax", "optax", "grain", "numpy", "pyarrow", "scikit-learn")
+LIBRARIES = ("mlprod", "jax", "jaxlib", "flax", "optax", "grain", "numpy", "pyarrow", "scikit-learn", "torch")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +31,7 @@ class Figure:
     unit: str
     runs: int
     goal: Mapping[str, float] | None = None
+    stretch: float | None = None
     peers: Mapping[str, float] = field(default_factory=dict)
 
     def verdict(self) -> str:
@@ -38,18 +40,27 @@ class Figure:
         if not self.goal:
             return line
         (kind, bound), *_ = self.goal.items()
-        met = self.value >= bound if kind == "min" else self.value <= bound
-        return f"{line}, goal {kind} {bound:g}: {'met' if met else 'MISSED'}"
+
+        def met(bound: float) -> bool:
+            return self.value >= bound if kind == "min" else self.value <= bound
+
+        further = "" if self.stretch is None else f"; stretch {self.stretch:g}: {'met' if met(self.stretch) else 'not met'}"
+        return f"{line}, goal {kind} {bound:g}: {'met' if met(bound) else 'MISSED'}{further}"
 
 
-def arguments(about: str) -> argparse.Namespace:
-    """Returns the parsed command line: `json` ('' for none) and `quick`. `about`: the script's docstring."""
+def parser_for(about: str) -> argparse.ArgumentParser:
+    """Returns a parser of the arguments that all benchmarks take, for a script that adds its own. `about`: its docstring."""
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--json", default="", metavar="FILE", help="also write figures and machine to this file")
     parser.add_argument(
         "--quick", action="store_true", help="a small form, to see that it runs; its figures are not to be quoted"
     )
-    return parser.parse_args()
+    return parser
+
+
+def arguments(about: str) -> argparse.Namespace:
+    """Returns the parsed command line: `json` ('' for none) and `quick`. `about`: the script's docstring."""
+    return parser_for(about).parse_args()
 
 
 def _said(path: str, word: str) -> str:
@@ -70,6 +81,14 @@ def _commit() -> str:
         return ""
 
 
+def _version(name: str) -> str:
+    """Returns the version of an installed package, or ''."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
 def machine() -> dict[str, Any]:
     """Returns what the figures depend on: hardware, load, versions."""
     return {
@@ -81,7 +100,7 @@ def machine() -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2),  # of the last minute, this process included
         "date": time.strftime("%Y-%m-%d"),
         "commit": _commit(),
-        **{name: version(name) for name in LIBRARIES},
+        **{name: _version(name) for name in LIBRARIES},
     }
 
 

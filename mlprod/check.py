@@ -80,11 +80,8 @@ def facts(plan: Plan, num_processes: int) -> Iterator[tuple[str, str]]:
     yield "dataset", f"{plan.cfg.dataset}, version {plan.manifest.version}, dataset_id {plan.manifest.dataset_id}"
     yield "rows", rows
     yield "steps", f"{plan.steps:,} ({plan.steps / per_epoch:.2f} epochs of {per_epoch:,} batches of {order.global_batch:,})"
-    yield (
-        "order",
-        f"seed {order.seed}, {order.num_lanes} lanes, windows of {order.window_rows:,} rows; "
-        f"{reads:.3f} reads per dataset byte with {num_processes} process(es)",
-    )
+    yield "order", f"seed {order.seed}, {order.num_lanes} lanes, windows of {order.window_rows:,} rows"
+    yield "reads", f"{reads:.3f} reads per dataset byte with {num_processes} process(es)"
     yield (
         "mesh",
         " x ".join(f"{name}={size}" for name, size in plan.placement.mesh.shape.items()) + f" on {jax.devices()[0].device_kind}",

@@ -217,7 +217,7 @@ def test_check_accepts_what_train_starts(trained: Config, capsys: pytest.Capture
 
 
 def test_check_says_what_each_process_count_reads(trained: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    """More processes than a window has row groups read some of them twice; a count that does not divide the devices is refused."""
+    """And refuses a count that does not divide the devices."""
     assert cli.run(argv("check", trained, "--config.mesh.fsdp=8", "--processes=4")) == 0
     assert "reads per dataset byte with 4 process(es)" in capsys.readouterr().out
     assert cli.run(argv("check", trained, "--config.mesh.fsdp=8", "--processes=3")) == 2
