@@ -7,7 +7,7 @@ Price: two windows of memory and `prefetch` batches; Grain costs about 75 us a b
 
 import math
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from functools import lru_cache
@@ -24,6 +24,7 @@ from mlprod.manifest import Manifest
 from mlprod.order import Epoch, OrderSpec, batches_per_epoch, default_lanes, default_window, locate, plan_epoch
 from mlprod.store import Store
 
+CHUNK_BYTES = 4 << 20  # of the batches that a thread makes and hands over at once
 NO_FEATURES = {"numeric": FLOAT32, "ids": INT32}  # arrays of width 0 where a dataset has no such features
 
 
@@ -71,21 +72,19 @@ class Batches:
         spec: OrderSpec,
         ranges: Sequence[tuple[int, int]],
         positions: Sequence[int],
-        ahead: int = 1,
     ) -> None:
         """Nothing is read yet.
 
         Args:
             ranges: the rows [a, b) of each batch that this process holds.
             positions: of the batches, multiples of the global batch.
-            ahead: batches that may be asked for at once, so that their windows are kept.
         """
         self._spec, self._positions, sizes = spec, positions, manifest.group_sizes(split)
         self._reader, self._rows, self._memory = GroupReader(store, manifest, split), LocalRows(spec, ranges), Memory()
         self._epoch = lru_cache(maxsize=3)(lambda number: plan_epoch(spec, sizes, number))  # without self: no cycle, no leak
         self._lock = threading.Lock()
         self._windows: OrderedDict[tuple[int, int], Window] = OrderedDict()
-        self._max_windows = 3 + -(-(ahead + 1) * spec.global_batch // spec.window_rows)
+        self.keep_for(1)
         self._closed = False
         self._per_epoch = batches_per_epoch(spec, sizes)
         self._last = locate(positions[-1], spec.global_batch, self._per_epoch) if len(positions) else (0, 0)
@@ -111,6 +110,16 @@ class Batches:
         self._let_go([(epoch.number, number) for number, window in windows.items() if window.taken()])
         empty = {name: np.zeros((len(self._rows), 0), dtype) for name, dtype in NO_FEATURES.items() if name not in found}
         return {**found, **empty, "row_id": found["row_id"].view("<u4").reshape(-1, 2)}
+
+    def keep_for(self, num_batches: int) -> None:
+        """Keeps the windows of so many batches asked for at once: others are closed when there are more."""
+        self._max_windows = 3 + -(-(num_batches + 1) * self._spec.global_batch // self._spec.window_rows)
+
+    def per_chunk(self) -> int:
+        """Returns how many batches make about `CHUNK_BYTES`, at least one and at most an eighth of a window."""
+        row_bytes = sum(math.prod(shape) * dtype.itemsize for shape, dtype in self._reader.shapes().values())
+        few = self._spec.window_rows // (8 * self._spec.global_batch)
+        return max(1, min(CHUNK_BYTES // max(row_bytes * len(self._rows), 1), few))
 
     def close(self) -> None:
         """Ends the threads that decode for it, at their next row group."""
@@ -178,18 +187,47 @@ class Batches:
         return out
 
 
-def dataset(batches: Batches, threads: int, prefetch: int) -> Any:
-    """Returns the batches as a Grain dataset, read ahead by `threads`; its state is the index of the next batch."""
+class Chunks:
+    """Runs of a few batches each, for Grain: handing over one element costs it 0.1 ms and two changes of threads.
+
+    A run ends with the error that cut it short, in the place of the batch that could not be read.
+    """
+
+    def __init__(self, batches: Batches, size: int) -> None:
+        """`size`: batches of a run."""
+        self._batches, self._size = batches, size
+
+    def __len__(self) -> int:
+        """Runs; the last may be shorter."""
+        return -(-len(self._batches) // self._size)
+
+    def __getitem__(self, i: SupportsIndex) -> list[Arrays | Exception]:
+        """Returns run `i`."""
+        first, found = int(i) * self._size, list[Arrays | Exception]()
+        try:
+            for k in range(first, min(first + self._size, len(self._batches))):
+                found.append(self._batches[k])
+        except Exception as error:
+            found.append(error)
+        return found
+
+
+def dataset(chunks: Chunks, threads: int, prefetch: int) -> Any:
+    """Returns the runs as a Grain dataset, `prefetch` of them read ahead by `threads`; its state is the index of the next."""
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
-    return grain.MapDataset.source(batches).to_iter_dataset(options)
+    return grain.MapDataset.source(chunks).to_iter_dataset(options)
 
 
 class Stream(Iterator[Arrays]):
     """The batches in order. After an error comes no further batch: Grain alone would skip the bad one and go on."""
 
     def __init__(self, batches: Batches, threads: int, prefetch: int) -> None:
-        """Reads nothing yet."""
-        self._batches, self._iterator = batches, iter(dataset(batches, threads, prefetch))
+        """Reads nothing yet. `prefetch`: batches read ahead, rounded up to whole runs of them, two runs for each thread."""
+        size = batches.per_chunk()
+        runs = max(2 * threads, -(-prefetch // size))  # a thread whose run is done early has another to go on with
+        batches.keep_for((runs + 1) * size)
+        self._batches, self._iterator = batches, iter(dataset(Chunks(batches, size), threads, runs))
+        self._ready = deque[Arrays | Exception]()
         self._ended = False
 
     def __next__(self) -> Arrays:
@@ -197,7 +235,11 @@ class Stream(Iterator[Arrays]):
         if self._ended:
             raise StopIteration
         try:
-            batch: Arrays = next(self._iterator)
+            if not self._ready:
+                self._ready.extend(next(self._iterator))
+            batch = self._ready.popleft()
+            if isinstance(batch, Exception):
+                raise batch
         except BaseException:
             self.close()
             raise
@@ -214,8 +256,7 @@ def train_batches(
     cfg: Config, store: Store, manifest: Manifest, spec: OrderSpec, ranges: Sequence[tuple[int, int]], positions: Sequence[int]
 ) -> Stream:
     """Returns this process's training batches at these example positions."""
-    ahead = cfg.loader.threads + cfg.loader.prefetch
-    batches = Batches(store, manifest, "train", spec, ranges, positions, ahead)
+    batches = Batches(store, manifest, "train", spec, ranges, positions)
     return Stream(batches, cfg.loader.threads, cfg.loader.prefetch)
 
 
@@ -224,5 +265,5 @@ def eval_batches(cfg: Config, store: Store, manifest: Manifest, split: str, rang
     spec = eval_order(cfg, manifest)
     count = batches_per_epoch(spec, manifest.group_sizes(split))
     positions = range(0, count * spec.global_batch, spec.global_batch)
-    batches = Batches(store, manifest, split, spec, ranges, positions, cfg.loader.threads + cfg.loader.prefetch)
+    batches = Batches(store, manifest, split, spec, ranges, positions)
     return Stream(batches, cfg.loader.threads, cfg.loader.prefetch)

@@ -15,7 +15,7 @@ from grain.experimental import assert_equal_output_after_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlprod.data.loader import Batches, Stream, dataset
+from mlprod.data.loader import Batches, Chunks, Stream, dataset
 from mlprod.hashing import PAD_ID
 from mlprod.order import OrderSpec, drawn_positions
 from mlprod.store import open_store
@@ -60,7 +60,7 @@ def streamed(
     folder: Path, described, spec: OrderSpec, ranges: Ranges, positions, threads: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields a process's batches at these positions as they come through Grain."""
-    stream = Stream(Batches(open_store(str(folder)), described, "train", spec, ranges, positions, threads + 2), threads, 2)
+    stream = Stream(Batches(open_store(str(folder)), described, "train", spec, ranges, positions), threads, 2)
     try:
         yield from stream
     finally:
@@ -167,11 +167,11 @@ def test_skipped_ranges_are_not_seen_and_nothing_else_moves(tmp_path):
             assert_batch(batch, wanted[k])
 
 
-@pytest.mark.parametrize("threads, part", [(1, 16), (3, 16), (2, 10)], ids=["gathered, 1 thread", "gathered", "scattered"])
-def test_grain_restores_at_every_position(threads, part, tmp_path):
-    """Grain's own check of the whole pipeline: saved and restored at each batch, it yields the same batches."""
+@pytest.mark.parametrize("threads, part, chunk", [(1, 16, 1), (3, 16, 1), (2, 16, 3), (2, 10, 1)])
+def test_grain_restores_at_every_position(threads, part, chunk, tmp_path):
+    """Grain's own check of the whole pipeline: saved and restored at each run of batches, it yields the same."""
     sizes = [16] * 9
     described = write_dataset(tmp_path, sizes, 16)
     spec = OrderSpec(seed=2, global_batch=16, num_lanes=4, window_rows=4 * part, group_rows=16, pad=False)
-    batches = Batches(open_store(str(tmp_path)), described, "train", spec, [(0, 16)], range(0, 14 * 16, 16), threads + 2)
-    assert_equal_output_after_checkpoint(dataset(batches, threads, 2))
+    batches = Batches(open_store(str(tmp_path)), described, "train", spec, [(0, 16)], range(0, 14 * 16, 16))
+    assert_equal_output_after_checkpoint(dataset(Chunks(batches, chunk), threads, 2))
