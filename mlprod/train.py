@@ -35,7 +35,7 @@ from mlprod.step import Score, Sums, compile_score, compile_update
 from mlprod.tracking import Record, Trackers, open_trackers
 
 FAST_STEPS = 3
-ARITHMETIC = ("steps", "epochs", "model", "optim", "mesh", "runtime", "eval.batch")  # fields that decide bits
+ARITHMETIC = ("steps", "epochs", "model", "optim", "mesh", "runtime", "eval.batch", "loader.skip")  # fields that decide bits
 
 
 def train(cfg: Config, devices: Sequence[jax.Device]) -> TrainState:
@@ -119,8 +119,10 @@ def _save(
     """Saves the state after `step`; the next batch to be drawn is at `after` or behind what is skipped there."""
     with ledger.spent("save"):
         late.flush()  # what the log says of a saved step must be in the log before the save
-        skipped = tuple((a, b) for a, b in plan.cfg.loader.skip if a < after)
-        store.save(state, dataclasses.replace(run, step=step, next_example=after, skipped=skipped, ledger=ledger.totals()))
+        began = run.next_example
+        skipped = tuple((max(a, began), b) for a, b in plan.cfg.loader.skip if b > began and a < after)
+        now = {"next_example": after, "skipped": run.skipped + skipped, "ledger": ledger.totals()}
+        store.save(state, dataclasses.replace(run, step=step, **now))
 
 
 class Late:
@@ -231,6 +233,10 @@ def _tell_resume(plan: Plan, run: RunState, now: RunState) -> None:
     told = ", ".join(f"{path} {old!r} -> {new!r}" for path, (old, new) in moved.items())
     promise = f"the same examples in the same order ({told})" if moved else "the same bits"
     print(f"mlprod: resuming {plan.cfg.workdir} at step {run.step} of {plan.steps}: {promise}", file=sys.stderr)
+    past = [skip for skip in plan.cfg.loader.skip if skip[1] <= run.next_example and skip not in run.skipped]
+    if past:
+        told = f"config.loader.skip={past} changes nothing: these examples were trained on"
+        print(f"mlprod: {told}; restore an older step to leave them out", file=sys.stderr)
 
 
 def _fast(cfg: Config) -> Config:

@@ -16,6 +16,7 @@ from mlprod.train import train
 from tests import rows
 from tests.conftest import MakeConfig
 
+Capture = pytest.CaptureFixture[str]
 SIZE = 64  # the smoke recipe's global batch
 
 
@@ -67,6 +68,20 @@ def test_skipped_ranges_are_left_out_and_remembered(make_config: MakeConfig, str
     assert ids(cfg) == {(k + 1) * SIZE: straight[(k + 1) * SIZE] for k in seen}
     run = saved(cfg)
     assert (run.step, run.next_example, run.skipped) == (12, 15 * SIZE, skip)
+
+
+def test_a_skip_is_remembered_and_one_that_comes_too_late_is_said(make_config: MakeConfig, capsys: Capture) -> None:
+    """A resume inside a range goes on behind it; ranges taken out of the config stay in the run."""
+    cfg, skip = make_config(), ((SIZE, 3 * SIZE),)
+    trained(dataclasses.replace(cfg, steps=2, loader=dataclasses.replace(cfg.loader, skip=skip)))
+    assert saved(cfg).next_example == 4 * SIZE
+    late = dataclasses.replace(cfg.loader, skip=((0, SIZE), (3 * SIZE, 6 * SIZE)))
+    trained(dataclasses.replace(cfg, steps=3, loader=late))
+    told = capsys.readouterr().err
+    assert "config.loader.skip=[(0, 64)] changes nothing" in told
+    assert "at step 2 of 3: the same examples in the same order (loader.skip" in told
+    assert saved(cfg).skipped == (*skip, (4 * SIZE, 6 * SIZE))
+    assert saved(cfg).next_example == 7 * SIZE
 
 
 @pytest.mark.parametrize(
