@@ -160,19 +160,18 @@ def drawn(bench: Bench, part: str) -> list[Figure]:
     turns = bench.take_turns(jobs)
     shape = bench.sized(case.shape)
     show(bench.console, f"{part}: {shape.num_rows:,} rows of {shape.row_bytes} bytes, batches of {case.batch:,}", turns)
-    return [figure for figure in _figures(bench, part, case, turns) if not np.isnan(figure.value)]
+    return [found for found in case_figures(bench, part, case, turns) if not np.isnan(found.value)]
 
 
-def _figures(bench: Bench, part: str, case: Case, turns: Turns) -> Iterator[Figure]:
+def case_figures(bench: Bench, part: str, case: Case, turns: Turns) -> Iterator[Figure]:
     """Yields the figures of a case."""
     goals = SPEED_GOALS | dict(case.goals)
-    theirs = {name: median(_values(turns, name, "rows_per_s")) / 1e6 for name in turns if name != "mlprod, restored"}
-    mine = [speed / 1e6 for speed in _values(turns, "mlprod", "rows_per_s")]
-    yield figure(f"{part}: mlprod", mine, "M rows/s", peers={n: speed for n, speed in theirs.items() if n != "mlprod"})
-    for name in theirs:
-        if name != "mlprod":
-            ratio = _ratio(turns, "rows_per_s", "mlprod", name)
-            yield figure(f"{part}: rows/s, mlprod / {name}", ratio, "ratio", **bench.goal("min", goals.get(name)))
+    speeds = _medians(turns, "rows_per_s")
+    peers = {name: speed / 1e6 for name, speed in speeds.items() if name not in ("mlprod", "mlprod, restored")}
+    yield figure(f"{part}: mlprod", [v / 1e6 for v in _values(turns, "mlprod", "rows_per_s")], "M rows/s", peers=peers)
+    for name in peers:
+        ratio = _ratio(turns, "rows_per_s", "mlprod", name)
+        yield figure(f"{part}: rows/s, mlprod / {name}", ratio, "ratio", **bench.goal("min", goals.get(name)))
     for name, told in (("mlprod", "first batch"), ("mlprod, restored", f"first batch, restored at step {RESTORED_STEP:,}")):
         yield figure(f"{part}: {told}", _values(turns, name, "first_s"), "s", **bench.goal("max", START_GOAL))
     yield figure(f"{part}: peak memory, mlprod", [b / 1e6 for b in _values(turns, "mlprod", "peak_bytes")], "MB")
@@ -190,8 +189,11 @@ def sizes(bench: Bench) -> list[Figure]:
     turns = bench.take_turns(jobs)
     show(bench.console, f"size: mlprod, the epoch's first {num_rows:,} rows, batches of 4,096", turns)
     told = {"rows_per_s": "rows/s", "first_s": "first batch", "peak_bytes": "peak memory"}
-    large, small = reversed(jobs)
-    return [figure(f"size: {what}, {large} / {small}", _ratio(turns, key, large, small), "ratio") for key, what in told.items()]
+    small, large = jobs
+    return [
+        figure(f"size: {what}, {large} / {small}", _ratio(turns, key, large, small), "ratio", peers=_medians(turns, key))
+        for key, what in told.items()
+    ]
 
 
 def step(bench: Bench) -> list[Figure]:
@@ -214,6 +216,10 @@ PARTS |= {"size": sizes, "step": step}
 
 def _values(turns: Turns, name: str, key: str) -> list[float]:
     return [run[key] for run in turns[name]]
+
+
+def _medians(turns: Turns, key: str) -> dict[str, float]:
+    return {name: median(_values(turns, name, key)) for name in turns}
 
 
 def _ratio(turns: Turns, key: str, one: str, other: str) -> list[float]:
@@ -254,12 +260,12 @@ def main() -> None:
     options = parser.parse_args()
     console = Console(highlight=False, width=130)
     if not find_spec("torch"):
-        console.print("torch is not installed: its loaders are skipped (`pip install -e '.[bench]'`)")
+        print("torch is not installed: its loaders are skipped (`pip install -e '.[bench]'`)")
     with tempfile.TemporaryDirectory() as temporary:
         runs = options.runs or (QUICK_RUNS if options.quick else RUNS)
         data = Path(options.data or temporary)
         bench = Bench(data=data, runs=runs, quick=options.quick, large=options.large, console=console)
-        figures = [figure for part in ([options.only] if options.only else PARTS) for figure in PARTS[part](bench)]
+        figures = [found for part in ([options.only] if options.only else PARTS) for found in PARTS[part](bench)]
     if bench.others:
         print(f"cores used by other processes, a run: median {median(bench.others):.2f}, most {max(bench.others):.2f}")
     publish(figures, options.json)

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -38,8 +37,8 @@ from mlprod.evaluate import evaluate
 from mlprod.manifest import Manifest
 from mlprod.plan import make_plan
 from mlprod.step import compile_score
-from mlprod.train import train
 from mlprod.store import open_store
+from mlprod.train import train
 
 CONFIG = "configs/flights.py"
 QUIET = ("--config.tracking.wandb=off", "--config.tracking.progress=false")

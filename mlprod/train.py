@@ -121,8 +121,8 @@ def _save(
         late.flush()  # what the log says of a saved step must be in the log before the save
         began = run.next_example
         skipped = tuple((max(a, began), b) for a, b in plan.cfg.loader.skip if b > began and a < after)
-        now = {"next_example": after, "skipped": run.skipped + skipped, "ledger": ledger.totals()}
-        store.save(state, dataclasses.replace(run, step=step, **now))
+        run = dataclasses.replace(run, step=step, next_example=after, skipped=run.skipped + skipped, ledger=ledger.totals())
+        store.save(state, run)
 
 
 class Late:

@@ -304,6 +304,7 @@ def build(cfg: Config) -> tuple[Manifest, bool]:
         DataError: the source, a row or a column is not what the config says.
         WorkdirError: the dataset's folder cannot be written or is held by another build.
     """
+    open_store(cfg.dataset)  # refuses an address with a password before anything shows it
     if is_remote(cfg.dataset):
         raise WorkdirError(f"config.dataset={cfg.dataset!r} is remote; build it in a local folder, then copy the folder there")
     began, dataset, etl = time.monotonic(), Path(cfg.dataset), cfg.etl

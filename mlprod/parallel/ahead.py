@@ -39,7 +39,7 @@ class Ahead(Generic[A, B], Iterator[B]):
         """Starts at once.
 
         Args:
-            source: drawn from, and closed, on the thread.
+            source: drawn from on the thread; closed by `close`, on the thread of whoever calls it.
             work: what is done with each item.
             depth: items done that nobody has asked for yet.
             waiting: called with the seconds waited so far, every `every_s` seconds that the next item is late.
