@@ -482,6 +482,14 @@ SHAPES = {
     "lanes that do not divide": (
         ["--config.loader.num_lanes=7"], "config.loader.num_lanes=7 does not divide config.loader.global_batch=64",
     ),
+    "a skip of half a batch": (
+        ["--config.loader.skip=((0, 96),)"], "config.loader.skip: (0, 96) must be a range", "whole batches of 64",
+    ),
+    "skips out of order": (
+        ["--config.loader.skip=((128, 192), (0, 64))"], "config.loader.skip: (0, 64) must be a range", "behind the range before it",
+    ),
+    "a skip that is no range": (["--config.loader.skip=(0, 64)"], "config.loader.skip=(0, 64): 0 is int, not tuple[int, int]"),
+    "processes that devices do not divide by": (["--processes=3"], "--processes=3 does not divide the mesh's 8 device(s)"),
     "less than a batch": (
         ["--config.steps=0", "--config.epochs=0.01"], "config.epochs=0.01 is less than one batch (31 batches an epoch); raise it",
     ),
