@@ -67,7 +67,7 @@ def _validate_skip(skip: tuple[tuple[int, int], ...], global_batch: int) -> None
         if not end <= a < b or a % global_batch or b % global_batch:
             raise ConfigError(
                 f"config.loader.skip: ({a}, {b}) must be a range of example positions in whole batches of {global_batch}, "
-                f"behind the range before it"
+                f"behind the one before it"
             )
         end = b
 

@@ -486,7 +486,7 @@ SHAPES = {
         ["--config.loader.skip=((0, 96),)"], "config.loader.skip: (0, 96) must be a range", "whole batches of 64",
     ),
     "skips out of order": (
-        ["--config.loader.skip=((128, 192), (0, 64))"], "config.loader.skip: (0, 64) must be a range", "behind the range before it",
+        ["--config.loader.skip=((128, 192), (0, 64))"], "config.loader.skip: (0, 64) must be a range", "behind the one before",
     ),
     "a skip that is no range": (["--config.loader.skip=(0, 64)"], "config.loader.skip=(0, 64): 0 is int, not tuple[int, int]"),
     "processes that devices do not divide by": (["--processes=3"], "--processes=3 does not divide the mesh's 8 device(s)"),

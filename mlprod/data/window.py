@@ -20,6 +20,7 @@ from mlprod.hashing import PAD_ID
 from mlprod.order import Epoch, OrderSpec, Piece, lanes_of
 
 ALIGNMENT = 64  # bytes; what jax needs to use an array on CPU without a copy
+DIRECT_BLOCKS = 8  # of one lane in a window: so few are each taken straight into place, more are shuffled first, then copied
 BLOCK_ROWS = 1 << 16  # places computed at once: in cache, and few enough calls that threads don't queue for Python
 
 WEIGHT: Shapes = {"weight": ((), FLOAT32)}
@@ -145,9 +146,12 @@ class Gather:
         g, i = self._epoch.spec.lane_batch, bisect_right(self._start, at) - 1
         batches = self._order.shape[1] // g
         for name, values in rows.items():
-            by_batch = out[name].reshape(batches, len(self._lanes), g, *values.shape[1:])
-            shuffled = np.take(values, self._order[i], axis=0, mode="clip")  # "raise" would go through a copy
-            by_batch[:, i] = shuffled.reshape(batches, g, *values.shape[1:])
+            places = out[name].reshape(batches, len(self._lanes), g, *values.shape[1:])[:, i]
+            if batches <= DIRECT_BLOCKS:
+                for place, order in zip(places, self._order[i].reshape(batches, g), strict=True):
+                    np.take(values, order, axis=0, out=place, mode="clip")  # "raise" would go through a copy
+            else:
+                places[:] = np.take(values, self._order[i], axis=0, mode="clip").reshape(places.shape)
 
     def filled(self) -> np.ndarray:
         """See `Placing`."""

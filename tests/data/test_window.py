@@ -1,5 +1,6 @@
 """Windows: decoded once whoever asks, the same by either placing, memory used again only when nothing sees it."""
 
+import dataclasses
 import threading
 from concurrent.futures import CancelledError
 
@@ -24,17 +25,18 @@ def groups(tmp_path):
     return GroupReader(open_store(str(tmp_path)), write_dataset(tmp_path, SIZES, 16), "train")
 
 
-def window_of(groups, number=1, ranges=((0, 32),)):
-    return Window(plan_epoch(SPEC, SIZES, 0), number, LocalRows(SPEC, ranges), groups, Memory())
+def window_of(groups, number=1, ranges=((0, 32),), spec=SPEC):
+    return Window(plan_epoch(spec, SIZES, 0), number, LocalRows(spec, ranges), groups, Memory())
 
 
-@pytest.mark.parametrize("ranges", [[(0, 32)], [(4, 12), (20, 32)]], ids=["all lanes", "some lanes"])
-def test_gathering_equals_scattering(ranges, groups, monkeypatch):
-    """The usual window's faster placing gives the same bytes as the one for any window."""
-    gathered = window_of(groups, ranges=ranges)
+@pytest.mark.parametrize("batch, ranges", [(32, [(0, 32)]), (32, [(4, 12), (20, 32)]), (8, [(0, 8)]), (8, [(1, 3), (7, 8)])])
+def test_gathering_equals_scattering(batch, ranges, groups, monkeypatch):
+    """The usual window's faster placing, in few blocks or many, gives the same bytes as the one for any window."""
+    spec = dataclasses.replace(SPEC, global_batch=batch)
+    gathered = window_of(groups, ranges=ranges, spec=spec)
     assert isinstance(gathered._placing, Gather)
     monkeypatch.setattr(Gather, "suits", staticmethod(lambda *_: False))
-    scattered = window_of(groups, ranges=ranges)
+    scattered = window_of(groups, ranges=ranges, spec=spec)
     assert isinstance(scattered._placing, Scatter)
     for j in gathered.batches:
         a, b = gathered.batch(j), scattered.batch(j)
