@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
@@ -139,7 +140,7 @@ class GroupReader:
         arrays = {name: self._matrix(columns, name, shape[0], dtype) for name, (shape, dtype) in self._matrices.items()}
         arrays |= {"label": _values(columns["label"], FLOAT32), "row_id": _values(columns["row_id"], UINT64)}
         if self._weight:
-            arrays["weight"] = columns[self._weight.stored_in].to_numpy().astype(FLOAT32)
+            arrays["weight"] = _values(pc.cast(columns[self._weight.stored_in], pa.float32(), safe=False), FLOAT32)
         return arrays
 
     def _checked(self, shard: Shard, start: int, size: int, wanted: str) -> bytes:
