@@ -40,9 +40,11 @@ class _Bytes:
         self._start, self._held = 0, memoryview(b"")
 
     def hold(self, start: int, data: Any) -> None:
+        """Makes `data` the bytes from `start` on; all others are not there."""
         self._start, self._held = start, memoryview(data)
 
     def read(self, size: int) -> memoryview:
+        """Returns the next bytes; raises ValueError for bytes that are not held."""
         a = self._at - self._start
         self._at += size
         if a < 0 or a + size > len(self._held):
@@ -50,16 +52,20 @@ class _Bytes:
         return self._held[a : a + size]
 
     def seek(self, offset: int, whence: int = 0) -> int:
+        """Moves to `offset`, from the start (0) or the end (2)."""
         self._at = offset if whence == 0 else self._size + offset
         return self._at
 
     def tell(self) -> int:
+        """Returns where the next read begins."""
         return self._at
 
     def readable(self) -> bool:
+        """Returns True, as pyarrow asks."""
         return True
 
     def seekable(self) -> bool:
+        """Returns True, as pyarrow asks."""
         return True
 
     def close(self) -> None:
