@@ -153,15 +153,15 @@ class Batches:
     def _decode_ahead(self, epoch: Epoch, number: int, j: int) -> None:
         """Decodes batch `j`'s share of the window after `number`: as far into it as `j` is into `number`, in no burst.
 
-        The batch in the middle prepares the window after that, before any thread needs it.
+        The batch in the middle prepares the window after that, before any thread needs it. A group that cannot be read ends
+        the stream here, up to a window before its turn: a run that will fail should not take more steps first.
         """
         batches = epoch.batches_in(number)
         following = self._after(epoch, number)
         if following is None:
             return
-        self._window(*following).decode(
-            self._window(*following).share_of((j + 1 - batches.start) / len(batches), 2 / len(batches))
-        )
+        window = self._window(*following)
+        window.decode(window.share_of((j + 1 - batches.start) / len(batches), 2 / len(batches)))
         later = self._after(*following) if j == batches[len(batches) // 2] else None
         if later is not None:
             self._window(*later).prepare()
