@@ -100,7 +100,7 @@ def batch_rows(epoch: Epoch) -> np.ndarray:
     rows = np.full((epoch.num_batches, spec.global_batch), -1)
     for window in range(epoch.num_windows):
         bounds = np.array([epoch.lane_bounds(window, int(lane)) for lane in lanes])
-        slots = epoch.lane_slots(window, lanes).astype(np.int64) + window * epoch.part
+        slots = epoch.lane_slots(window, lanes) + window * epoch.part
         batch, within = np.divmod(slots, spec.lane_batch)
         within += np.repeat(lanes * spec.lane_batch, bounds[:, 1] - bounds[:, 0])
         taken = batch < epoch.num_batches  # training leaves the last few out

@@ -18,7 +18,7 @@ from mlprod.compare import data_json, differences
 from mlprod.config import Config
 from mlprod.errors import DataError
 
-FORMAT = 2  # 2: the bytes and checksum of every row group, so that a reader checks what it reads and nothing else
+FORMAT = 3  # 2: the bytes and checksum of every row group; 3: where in them the values are, so that nothing is decoded
 SPLITS = ("train", "eval", "test")
 
 
@@ -31,7 +31,7 @@ class Shard:
     sums: tuple[str, ...]  # per group, 32 hex digits: sum mod 2^128 of mix(hash of the stored example, its index)
     spans: tuple[tuple[int, int], ...]  # per group, the bytes [a, b) of the columns that training reads
     checksums: tuple[str, ...]  # per group, XXH3-64 of these bytes
-    footer: tuple[int, str]  # Parquet's own table of contents, the file's last bytes: their number, and their XXH3-64
+    offsets: Mapping[int, Mapping[str, int]]  # rows of a group -> column -> the byte of its span at which the values begin
     bytes: int
     sha256: str
 
@@ -161,8 +161,10 @@ def _build(cls: Callable[..., Any], body: Mapping[str, Any], **changed: Any) -> 
 
 
 def _shard(body: Mapping[str, Any]) -> Shard:
-    tuples = {name: tuple(body[name]) for name in ("groups", "sums", "checksums", "footer")}
-    shard: Shard = _build(Shard, body, **tuples, spans=tuple((int(a), int(b)) for a, b in body["spans"]))
+    tuples = {name: tuple(body[name]) for name in ("groups", "sums", "checksums")}
+    spans = tuple((int(a), int(b)) for a, b in body["spans"])
+    offsets = {int(rows): {str(c): int(at) for c, at in columns.items()} for rows, columns in body["offsets"].items()}
+    shard: Shard = _build(Shard, body, **tuples, spans=spans, offsets=offsets)
     if not len(shard.groups) == len(shard.sums) == len(shard.spans) == len(shard.checksums):
         raise ValueError(f"{shard.path}: its lists of row groups differ in length")
     return shard

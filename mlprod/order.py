@@ -9,7 +9,7 @@ inside a window they are cut into `num_lanes` equal *lanes*, each shuffled by a 
 [j*g, (j+1)*g) of every lane's stream, g = global_batch / num_lanes; its rows are lane-major.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -21,6 +21,9 @@ from mlprod.hashing import PHI, key, mix_array
 
 ORDER_VERSION = 1
 WINDOW_BYTES = 32 << 20
+BLOCK_ROWS = 1 << 16  # shuffled at once: in cache, and few enough calls that threads don't queue for Python
+
+Rounds = list[tuple[np.ndarray, np.ndarray]]  # (odd multiplier, addend), [K, 1] each: a row for each lane
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,8 +63,8 @@ def keyed_permutation(n: int, word: int) -> np.ndarray:
     return (np.sort((hashed & ~low) | i) & low).astype(np.int64)
 
 
-def _rounds(lanes: np.ndarray, word: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns the keyed (odd multiplier, addend), uint32[K, 1] each, of the four rounds of `lanes`, int64[K]."""
+def _rounds(lanes: np.ndarray, word: int) -> Rounds:
+    """Returns the four keyed rounds of `lanes`, int64[K], in uint32."""
     base = mix_array(lanes.astype(np.uint64) * np.uint64(PHI) + np.uint64(word))[:, None]
     keyed = [mix_array(base + np.uint64(r + 1)) for r in range(4)]
     return [((h >> np.uint64(33)).astype(np.uint32) | np.uint32(1), h.astype(np.uint32)) for h in keyed]
@@ -73,44 +76,66 @@ def _bits(size: int) -> int:
 
 
 def shuffle_lanes(size: int, lanes: np.ndarray, word: int) -> np.ndarray:
-    """Returns uint32[len(lanes), 2^b], 2^b >= size: per lane (int64[K]) a keyed bijection of range(2^b).
+    """Returns int64[len(lanes), 2^b], 2^b >= size: per lane (int64[K]) a keyed bijection of range(2^b).
 
     Four rounds of multiply, add and xor-shift mod 2^b. `size` is the largest lane part of the *window*, never of the
     lanes a process happens to own, or the order would depend on the process.
     """
-    bits = _bits(size)
-    low, shift = np.uint32((1 << bits) - 1), np.uint32((bits + 1) // 2)
-    x = np.empty((len(lanes), 1 << bits), np.uint32)
-    x[:] = np.arange(1 << bits, dtype=np.uint32)
-    high = np.empty_like(x)
-    for multiplier, addend in _rounds(lanes, word):
-        x *= multiplier
-        x += addend
-        x &= low
-        x ^= np.right_shift(x, shift, out=high)
-    return x
+
+    def bijection(x: np.ndarray, high: np.ndarray, rounds: Rounds, low: np.ndarray, shift: np.ndarray) -> None:
+        for multiplier, addend in rounds:
+            x *= multiplier
+            x += addend
+            x &= low
+            x ^= np.right_shift(x, shift, out=high)
+
+    return _of_every_index(bijection, size, lanes, word)
 
 
 def unshuffle_lanes(size: int, lanes: np.ndarray, word: int) -> np.ndarray:
-    """Returns the inverse of `shuffle_lanes`, uint32[len(lanes), 2^b]: its rounds undone from the last to the first.
+    """Returns the inverse of `shuffle_lanes`, int64[len(lanes), 2^b]: its rounds undone from the last to the first.
 
-    An xor-shift by half the bits or more is its own inverse; an odd multiplier has one mod 2^32, found by Newton's steps,
-    each of which doubles the bits that are right.
+    An xor-shift by half the bits or more is its own inverse.
+    """
+
+    def bijection(x: np.ndarray, high: np.ndarray, rounds: Rounds, low: np.ndarray, shift: np.ndarray) -> None:
+        for multiplier, addend in reversed(rounds):
+            x ^= np.right_shift(x, shift, out=high)
+            x -= addend
+            x *= _inverse(multiplier)
+            x &= low
+
+    return _of_every_index(bijection, size, lanes, word)
+
+
+def _inverse(odd: np.ndarray) -> np.ndarray:
+    """Returns the inverses of odd numbers mod 2^16 or 2^32, as their dtype says, by Newton: a step doubles the right bits."""
+    inverse = odd  # right in 3 bits: the square of an odd number is 1 mod 8
+    for _ in range(4):
+        inverse = inverse * (odd.dtype.type(2) - odd * inverse)
+    return inverse
+
+
+def _of_every_index(bijection: Callable[..., None], size: int, lanes: np.ndarray, word: int) -> np.ndarray:
+    """Returns int64[K, 2^b]: what a bijection makes of every index, `BLOCK_ROWS` at a time.
+
+    The low bits of sums and products don't depend on the bits above them, so 16-bit words do where they hold b bits.
     """
     bits = _bits(size)
-    low, shift = np.uint32((1 << bits) - 1), np.uint32((bits + 1) // 2)
-    x = np.empty((len(lanes), 1 << bits), np.uint32)
-    x[:] = np.arange(1 << bits, dtype=np.uint32)
+    word_type = np.uint16 if bits <= 16 else np.uint32
+    low, shift = word_type((1 << bits) - 1), word_type((bits + 1) // 2)
+    rounds = [(m.astype(word_type), a.astype(word_type)) for m, a in _rounds(lanes, word)]
+    out = np.empty((len(lanes), 1 << bits), np.int64)
+    at_once = max(1, BLOCK_ROWS >> bits)
+    x = np.empty((at_once, 1 << bits), word_type)
     high = np.empty_like(x)
-    for multiplier, addend in reversed(_rounds(lanes, word)):
-        inverse = multiplier  # right in 3 bits: the square of an odd number is 1 mod 8
-        for _ in range(4):
-            inverse = inverse * (np.uint32(2) - multiplier * inverse)
-        x ^= np.right_shift(x, shift, out=high)
-        x -= addend
-        x *= inverse
-        x &= low
-    return x
+    for at in range(0, len(lanes), at_once):
+        block = slice(at, at + at_once)
+        n = len(lanes[block])
+        x[:n] = np.arange(1 << bits, dtype=word_type)
+        bijection(x[:n], high[:n], [(m[block], a[block]) for m, a in rounds], low, shift)
+        out[block] = x[:n]
+    return out
 
 
 class Piece(NamedTuple):
@@ -168,18 +193,18 @@ class Epoch:
         return min(slot // self.part, self.num_windows - 1)
 
     def lane_slots(self, window: int, lanes: np.ndarray) -> np.ndarray:
-        """Returns uint32[positions of the `lanes` (int64[K]) in a window, lane after lane]: the slot of each in the window."""
+        """Returns int64[positions of the `lanes` (int64[K]) in a window, lane after lane]: the slot of each in the window."""
         n, num_lanes = self.window_rows(window), self.spec.num_lanes
         sizes = (lanes + 1) * n // num_lanes - lanes * n // num_lanes
         shuffled = shuffle_lanes(-(-n // num_lanes), lanes, self._shuffle_key(window))
         slots: np.ndarray = shuffled.reshape(-1)
-        return slots if len(slots) == sizes.sum() else shuffled[shuffled < sizes[:, None].astype(np.uint32)]
+        return slots if len(slots) == sizes.sum() else shuffled[shuffled < sizes[:, None]]
 
     def rows_by_slot(self, window: int, lanes: np.ndarray) -> np.ndarray:
         """Returns int64[K, part] of a window but the last: for each slot of each of `lanes` (int64[K]) the position in the
         lane's part that it takes; the inverse of `lane_slots`."""
         if 1 << _bits(self.part) == self.part:
-            return unshuffle_lanes(self.part, lanes, self._shuffle_key(window)).astype(np.int64)
+            return unshuffle_lanes(self.part, lanes, self._shuffle_key(window))
         return np.argsort(self.lane_slots(window, lanes).reshape(-1, self.part), axis=1)
 
     def _shuffle_key(self, window: int) -> int:

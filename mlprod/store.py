@@ -6,13 +6,14 @@ Price: one listing a folder; one ranged request a row group, and one more for a 
 files are kept open, shared by all threads.
 """
 
+import os
 import re
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
@@ -34,6 +35,42 @@ PASSWORD = re.compile(r"(?<=://)([^/:@?]*):.*@")  # up to the last @: an unescap
 T = TypeVar("T")
 
 
+class _File(Protocol):
+    """An open file, for several threads at once; it closes when nothing refers to it."""
+
+    def read_into(self, start: int, out: memoryview) -> int:
+        """See `Store.read_into`."""
+        ...
+
+
+class _LocalFile:
+    """A file of this machine, read straight into the caller's memory: pyarrow would allocate its own."""
+
+    def __init__(self, path: str) -> None:
+        self._descriptor = -1  # for `__del__`, when there is no such file
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read_into(self, start: int, out: memoryview) -> int:
+        return os.preadv(self._descriptor, [out], start)
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+
+class _RemoteFile:
+    """A file of a pyarrow filesystem."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._size = file.size()  # before other threads have it: of a Python file, it moves the position that reads use
+
+    def read_into(self, start: int, out: memoryview) -> int:
+        data = self._file.read_at(len(out), start) if start < self._size else b""
+        out[: len(data)] = data
+        return len(data)
+
+
 class Store:
     """A folder of immutable files. Safe to use from several threads."""
 
@@ -47,8 +84,9 @@ class Store:
         """
         self.location = location
         self._fs, self._root, self._patience_s = filesystem, root.rstrip("/"), patience_s
+        self._local = isinstance(filesystem, pafs.LocalFileSystem)
         self._lock = threading.Lock()
-        self._open: OrderedDict[str, tuple[Any, int]] = OrderedDict()
+        self._open: OrderedDict[str, _File] = OrderedDict()
 
     def read(self, path: str) -> bytes:
         """Returns a whole file; raises FileNotFoundError where there is none, OSError when it cannot be read."""
@@ -59,16 +97,16 @@ class Store:
 
         return self._again(whole)
 
-    def read_range(self, path: str, start: int, size: int) -> bytes:
-        """Returns `size` bytes from `start` on, fewer at the file's end; raises OSError when they cannot be read.
+    def read_into(self, path: str, start: int, out: memoryview) -> int:
+        """Fills uint8[B] with a file's bytes from `start` on; returns how many there were, fewer than B at the file's end.
 
         Of a remote file that became shorter while it was open, bytes behind its end may be anything: compare a checksum.
+        Raises OSError when they cannot be read.
         """
 
-        def part() -> bytes:
-            file, end = self._file(path)
+        def part() -> int:
             try:
-                return bytes(file.read_at(size, start)) if start < end else b""
+                return self._file(path).read_into(start, out)
             except OSError:
                 self._forget(path)  # opened again, it may turn out to be gone or another
                 raise
@@ -81,16 +119,16 @@ class Store:
         found = self._again(lambda: self._fs.get_file_info(selector))
         return {info.base_name: info.size for info in found if info.is_file}
 
-    def _file(self, path: str) -> tuple[Any, int]:
-        """Returns an open file and its size; the one used longest ago is let go, and closes when no read of it is under way."""
+    def _file(self, path: str) -> "_File":
+        """Returns an open file; the one used longest ago is let go, and closes when no read of it is under way."""
         with self._lock:
             if path in self._open:
                 self._open.move_to_end(path)
                 return self._open[path]
-        file = self._fs.open_input_file(f"{self._root}/{path}")
-        size = file.size()  # before other threads have it: of a Python file, it moves the position that reads use
+        where = f"{self._root}/{path}"
+        file = _LocalFile(where) if self._local else _RemoteFile(self._fs.open_input_file(where))
         with self._lock:
-            opened = self._open.setdefault(path, (file, size))
+            opened = self._open.setdefault(path, file)
             while len(self._open) > OPEN_FILES:
                 self._open.popitem(last=False)
             return opened

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlprod.config import ByHash, Column, Config, CsvSource, EtlConfig, Label, numeric
+from mlprod.data.reader import GroupReader
 from mlprod.manifest import Manifest
 from mlprod.models.mlp import MLPConfig
 
@@ -60,3 +61,10 @@ def stored(dataset: Path, manifest: Manifest, split: str) -> dict[str, np.ndarra
         else:
             out[name] = table[name].to_numpy()
     return out
+
+
+def group_arrays(reader: GroupReader, group: int) -> dict[str, np.ndarray]:
+    """Returns a row group's rows of bytes as the numbers they are, for keeps."""
+    rows = reader.read(group)
+    assert rows.keys() == reader.shapes().keys()
+    return {name: rows[name].copy().view(dtype).reshape(-1, *shape) for name, (shape, dtype) in reader.shapes().items()}

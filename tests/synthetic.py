@@ -50,7 +50,7 @@ def empty_file(dataset: Path, name: str) -> Shard:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.ParquetWriter(path, SCHEMA).close()
     return Shard(
-        path=f"files/{name}", groups=(), sums=(), spans=(), checksums=(), footer=(8, ""), bytes=path.stat().st_size,
+        path=f"files/{name}", groups=(), sums=(), spans=(), checksums=(), offsets={}, bytes=path.stat().st_size,
         sha256=sha256_file(path),
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from mlprod import cli, runtime
+from mlprod import cli, manifest, runtime
 from mlprod.config import Config
 from mlprod.train import train
 from tests import rows
@@ -400,8 +400,8 @@ def test_a_damaged_dataset_is_refused(damage: Callable[[Path], Path], fragment: 
 def test_a_newer_manifest_is_refused(copy: Path, capsys: Capture) -> None:
     """By its format, not by what it lacks."""
     path = first(copy, "manifests/*.json")
-    path.write_text(path.read_text().replace('"format": 2', '"format": 99'))
-    refused(capsys, argv("check", *on(copy)), f"{path}: format 99 is newer than 2", "update mlprod")
+    path.write_text(path.read_text().replace(f'"format": {manifest.FORMAT}', '"format": 99'))
+    refused(capsys, argv("check", *on(copy)), f"{path}: format 99 is newer than {manifest.FORMAT}", "update mlprod")
 
 
 def test_a_stray_file_among_the_manifests_is_no_version(copy: Path) -> None:

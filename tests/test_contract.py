@@ -16,6 +16,7 @@ from mlprod.manifest import SPLITS
 from mlprod.store import open_store
 from mlprod.train import train
 from tests.conftest import MakeConfig
+from tests.plain import group_arrays
 
 
 def test_etl_output_opens_in_the_loader(dataset: Path) -> None:
@@ -24,7 +25,7 @@ def test_etl_output_opens_in_the_loader(dataset: Path) -> None:
     for split in SPLITS:
         reader = GroupReader(open_store(str(dataset)), published, split)
         for group, rows in enumerate(published.group_sizes(split)):
-            arrays = reader.read(group)
+            arrays = group_arrays(reader, group)
             assert {name: (a.shape[1:], a.dtype) for name, a in arrays.items()} == reader.shapes()
             assert {len(a) for a in arrays.values()} == {rows}
 

@@ -80,7 +80,7 @@ def test_a_text_file_is_replaced_whole(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "step, told", [(1, r"format 3 is newer than 2.*update mlprod"), (-1, r"format 1 is older than 2.*mlprod etl")]
+    "step, told", [(1, r"format 4 is newer than 3.*update mlprod"), (-1, r"format 2 is older than 3.*mlprod etl")]
 )
 def test_another_format_is_refused_by_name(step, told, copied):
     """Never misread: what an older format lacks would have to be guessed."""
@@ -98,7 +98,7 @@ def test_a_dataset_of_an_older_format_is_built_anew_by_itself(make_config, copie
     assert open_for(cfg, store(copied)) == found
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"format": "1"}', '{"format": 2, "columns": [], "splits": {}}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"format": "1"}', '{"format": 3, "columns": [], "splits": {}}'])
 def test_what_is_no_manifest_is_refused_by_name(text, copied):
     (copied / manifest.manifest_path(1)).write_text(text)
     with pytest.raises(DataError, match=r"000001\.json: not a manifest"):

@@ -23,6 +23,7 @@ from mlprod.order import (
     shuffle_lanes,
     unshuffle_lanes,
 )  # fmt: skip
+from tests import plain_order
 from tests.plain_order import epoch_batches
 
 GOLDEN = [
@@ -223,13 +224,15 @@ def test_keyed_permutations(n):
     assert n < 63 or keyed_permutation(n, 1).tolist() != keyed_permutation(n, 2).tolist()
 
 
-@pytest.mark.parametrize("size", [1, 1024, 1025, 5000])
+@pytest.mark.parametrize("size", [1, 1024, 1025, 5000, 1 << 16, (1 << 16) + 1])
 def test_lanes_are_shuffled_by_bijections(size):
     shuffled = shuffle_lanes(size, np.array([0, 5]), 9)
     assert shuffled.shape[1] >= size
-    every = np.arange(shuffled.shape[1], dtype=np.uint32)
+    every = np.arange(shuffled.shape[1])
     assert (np.sort(shuffled, axis=1) == every).all()
-    assert (np.take_along_axis(unshuffle_lanes(size, np.array([0, 5]), 9), shuffled.astype(np.int64), axis=1) == every).all()
+    assert (np.take_along_axis(unshuffle_lanes(size, np.array([0, 5]), 9), shuffled, axis=1) == every).all()
+    for k, lane in enumerate((0, 5)):
+        assert shuffled[k].tolist() == plain_order.shuffled(shuffled.shape[1], size, lane, 9)
 
 
 @pytest.mark.parametrize("part", [1000, 1024, 2048, 5])

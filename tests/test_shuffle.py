@@ -147,9 +147,7 @@ def test_lanes_mend_rows_that_are_sorted_inside_their_groups(
     part from every lane do, and in each window they have the mean of all. So there are 8 x 8 (W / G - 1) degrees of freedom.
     """
     if not shuffled:
-        monkeypatch.setattr(
-            order, "shuffle_lanes", lambda size, lanes, word: np.tile(np.arange(size, dtype="u4"), (len(lanes), 1))
-        )
+        monkeypatch.setattr(order, "shuffle_lanes", lambda size, lanes, word: np.tile(np.arange(size), (len(lanes), 1)))
     part, g = WINDOW_ROWS // NUM_LANES, global_batch // NUM_LANES
     stratified = (part - g) / (part - 1) / ((NUM_ROWS - global_batch) / (NUM_ROWS - 1))
     bound = NUM_SIGMAS * shuffle.spread(WINDOW_ROWS // global_batch, len(SEEDS) * NUM_WINDOWS)

@@ -22,6 +22,7 @@ from mlprod.store import open_store
 from mlprod.tracking import read_log
 from mlprod.train import train
 from tests.conftest import RECIPE, MakeConfig, smoke_config
+from tests.plain import group_arrays
 
 GOLDEN = Path(__file__).parent / "golden.json"
 
@@ -162,7 +163,7 @@ def test_predict_feeds_the_model_the_stored_arrays(trained: Config) -> None:
     keys = pq.read_table(Path(trained.dataset) / plan.manifest.splits["train"][0].path, columns=["key_id"])["key_id"].to_pylist()[
         :64
     ]
-    stored = reader.read(0)
+    stored = group_arrays(reader, 0)
     for name, array in fresh.items():
         assert array[keys].tobytes() == stored[name].tobytes(), name
 

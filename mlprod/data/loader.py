@@ -17,8 +17,9 @@ import grain
 import numpy as np
 
 from mlprod.config import Config
+from mlprod.data.memory import Memory, Scratch
 from mlprod.data.reader import FLOAT32, INT32, Arrays, GroupReader
-from mlprod.data.window import LocalRows, Memory, Window
+from mlprod.data.window import LocalRows, Window
 from mlprod.errors import ConfigError
 from mlprod.manifest import Manifest
 from mlprod.order import Epoch, OrderSpec, batches_per_epoch, default_lanes, default_window, locate, plan_epoch
@@ -81,6 +82,7 @@ class Batches:
         """
         self._spec, self._positions, sizes = spec, positions, manifest.group_sizes(split)
         self._reader, self._rows, self._memory = GroupReader(store, manifest, split), LocalRows(spec, ranges), Memory()
+        self._scratch = Scratch()
         self._epoch = lru_cache(maxsize=3)(lambda number: plan_epoch(spec, sizes, number))  # without self: no cycle, no leak
         self._lock = threading.Lock()
         self._windows: OrderedDict[tuple[int, int], Window] = OrderedDict()
@@ -141,7 +143,7 @@ class Batches:
             if key not in self._windows:
                 while len(self._windows) >= self._max_windows:
                     self._windows.popitem(last=False)
-                self._windows[key] = Window(epoch, number, self._rows, self._reader, self._memory)
+                self._windows[key] = Window(epoch, number, self._rows, self._reader, self._memory, self._scratch)
             self._windows.move_to_end(key)
             return self._windows[key]
 
@@ -188,7 +190,8 @@ class Batches:
 
 
 class Chunks:
-    """Runs of a few batches each, for Grain: handing over one element costs it 0.1 ms and two changes of threads.
+    """Runs of a few batches each, for Grain: handing over one element costs it 0.1 ms and two changes of threads. A run is a
+    deque, which Grain does not look into to count bytes.
 
     A run ends with the error that cut it short, in the place of the batch that could not be read.
     """
@@ -201,9 +204,9 @@ class Chunks:
         """Runs; the last may be shorter."""
         return -(-len(self._batches) // self._size)
 
-    def __getitem__(self, i: SupportsIndex) -> list[Arrays | Exception]:
+    def __getitem__(self, i: SupportsIndex) -> deque[Arrays | Exception]:
         """Returns run `i`."""
-        first, found = int(i) * self._size, list[Arrays | Exception]()
+        first, found = int(i) * self._size, deque[Arrays | Exception]()
         try:
             for k in range(first, min(first + self._size, len(self._batches))):
                 found.append(self._batches[k])
@@ -236,7 +239,7 @@ class Stream(Iterator[Arrays]):
             raise StopIteration
         try:
             if not self._ready:
-                self._ready.extend(next(self._iterator))
+                self._ready = next(self._iterator)
             batch = self._ready.popleft()
             if isinstance(batch, Exception):
                 raise batch

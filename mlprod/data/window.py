@@ -8,40 +8,21 @@ which half is writing memory that no cache holds.
 
 import math
 import threading
-import weakref
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 
-from mlprod.data.reader import FLOAT32, Arrays, GroupReader, Shapes
+from mlprod.data.memory import Memory, Scratch
+from mlprod.data.reader import FLOAT32, Arrays, GroupReader, Shapes, row_type
 from mlprod.hashing import PAD_ID
 from mlprod.order import Epoch, OrderSpec, Piece, lanes_of
 
 ALIGNMENT = 64  # bytes; what jax needs to use an array on CPU without a copy
-DIRECT_BLOCKS = 8  # of one lane in a window: so few are each taken straight into place, more are shuffled first, then copied
-BLOCK_ROWS = 1 << 16  # places computed at once: in cache, and few enough calls that threads don't queue for Python
+DIRECT_BYTES = 32 << 10  # of a lane in a batch: so many are taken straight into place, fewer are shuffled first, then copied
 
 WEIGHT: Shapes = {"weight": ((), FLOAT32)}
-
-
-class Memory:
-    """Blocks of memory for windows, used again and again: fresh pages cost more than what is written into them."""
-
-    def __init__(self) -> None:
-        """Nothing is held at first."""
-        self._free: list[np.ndarray] = []
-
-    def lease(self, size: int) -> np.ndarray:
-        """Returns uint8[size or more], uninitialised. It comes back by itself when nothing refers to it or a view of it."""
-        fits = next((i for i, block in enumerate(self._free) if block.nbytes >= size), None)
-        if fits is None:
-            self._free.clear()
-        block = np.empty(size, np.uint8) if fits is None else self._free.pop(fits)
-        leased = np.frombuffer(block.data, np.uint8)  # views of it refer to it, not to the block
-        weakref.finalize(leased, self._free.append, block).atexit = False
-        return leased
 
 
 class LocalRows:
@@ -61,25 +42,30 @@ class LocalRows:
 
 
 class Placing(Protocol):
-    """Puts rows of a window where their batches want them. What it needs to know of the order is computed at first need."""
+    """Puts rows of a window where their batches want them, all as rows of bytes (`row_type`). What it needs to know of the order
+    is computed at first need."""
 
     def prepare(self) -> None:
         """Computes where rows go, for the whole window in few calls: small ones would make threads queue for Python."""
         ...
 
-    def put(self, out: Arrays, rows: Arrays, at: int) -> None:
-        """Puts `rows` [K, ...], which stand at the positions from `at` on, into `out` [rows of all the window's batches, ...]."""
+    def into(self, out: Arrays) -> None:
+        """Takes the window's arrays, [rows of all its batches] each, which `put` fills."""
+        ...
+
+    def put(self, rows: Arrays, at: int) -> None:
+        """Puts `rows` [K], which stand at the positions from `at` on, where they belong."""
         ...
 
     def filled(self) -> np.ndarray:
-        """Returns int64[K]: the rows of `out` that some position fills."""
+        """Returns int64[K]: the rows of the window's arrays that some position fills."""
         ...
 
 
 class Scatter:
     """Placing for any window: each row to its own place, nothing where this process does not hold it."""
 
-    def __init__(self, epoch: Epoch, window: int, rows: LocalRows) -> None:
+    def __init__(self, epoch: Epoch, window: int, rows: LocalRows, scratch: Scratch) -> None:
         """Computes nothing yet."""
         self._epoch, self._window, self._rows = epoch, window, rows
         self._runs = [_span(epoch, window, run) for run in _runs(rows.lanes)]  # positions of the lanes held
@@ -91,7 +77,7 @@ class Scatter:
     def prepare(self) -> None:
         """See `Placing`."""
         g, batches, lanes = self._epoch.spec.lane_batch, self._epoch.batches_in(self._window), self._rows.lanes
-        slots = self._epoch.lane_slots(self._window, lanes).astype(np.int64)
+        slots = self._epoch.lane_slots(self._window, lanes)
         slots += self._window * self._epoch.part - batches.start * g
         to = slots // g
         outside = to >= len(batches)
@@ -104,14 +90,18 @@ class Scatter:
             to[outside | (row < 0)] = -1
         self._to = to
 
-    def put(self, out: Arrays, rows: Arrays, at: int) -> None:
+    def into(self, out: Arrays) -> None:
+        """See `Placing`."""
+        self._out = out
+
+    def put(self, rows: Arrays, at: int) -> None:
         """See `Placing`."""
         run = bisect_right(self._runs, at, key=lambda span: span[0]) - 1
         first = at + self._shift[run]
         to = self._to[first : first + len(rows["label"])]
         kept = np.flatnonzero(to >= 0) if self._holes else slice(None)
         for name, values in rows.items():
-            scatter(out[name], to[kept], values[kept])
+            self._out[name][to[kept]] = values[kept]
 
     def filled(self) -> np.ndarray:
         """See `Placing`."""
@@ -122,11 +112,12 @@ class Gather:
     """Placing for the usual window, whose row groups are the lanes' parts and fill whole batches: a group is shuffled in
     cache and copied in blocks, which takes two thirds of the time of scattering it."""
 
-    def __init__(self, epoch: Epoch, window: int, rows: LocalRows) -> None:
+    def __init__(self, epoch: Epoch, window: int, rows: LocalRows, scratch: Scratch) -> None:
         """Computes nothing yet."""
-        self._epoch, self._window, self._lanes = epoch, window, rows.lanes
+        self._epoch, self._window, self._lanes, self._scratch = epoch, window, rows.lanes, scratch
         self._start = [epoch.lane_bounds(window, int(lane))[0] for lane in rows.lanes]
         self._order = np.zeros((0, 0), np.int64)
+        self._num_batches, self._lane_batch = epoch.part // epoch.spec.lane_batch, epoch.spec.lane_batch
 
     @staticmethod
     def suits(epoch: Epoch, window: int, rows: LocalRows, pieces: Sequence[Piece]) -> bool:
@@ -137,21 +128,24 @@ class Gather:
 
     def prepare(self) -> None:
         """See `Placing`."""
-        at_once = max(1, BLOCK_ROWS // self._epoch.part)
-        blocks = [self._lanes[i : i + at_once] for i in range(0, len(self._lanes), at_once)]
-        self._order = np.concatenate([self._epoch.rows_by_slot(self._window, lanes) for lanes in blocks])
+        self._order = self._epoch.rows_by_slot(self._window, self._lanes)
 
-    def put(self, out: Arrays, rows: Arrays, at: int) -> None:
+    def into(self, out: Arrays) -> None:
         """See `Placing`."""
-        g, i = self._epoch.spec.lane_batch, bisect_right(self._start, at) - 1
-        batches = self._order.shape[1] // g
+        self._places = {name: values.reshape(self._num_batches, len(self._lanes), -1) for name, values in out.items()}
+        self._runs = {name: places.view(np.uint8) for name, places in self._places.items()}
+
+    def put(self, rows: Arrays, at: int) -> None:
+        """See `Placing`."""
+        i, shape = bisect_right(self._start, at) - 1, (self._num_batches, self._lane_batch)
         for name, values in rows.items():
-            places = out[name].reshape(batches, len(self._lanes), g, *values.shape[1:])[:, i]
-            if batches <= DIRECT_BLOCKS:
-                for place, order in zip(places, self._order[i].reshape(batches, g), strict=True):
-                    np.take(values, order, axis=0, out=place, mode="clip")  # "raise" would go through a copy
+            if values.itemsize * self._lane_batch >= DIRECT_BYTES:
+                for place, order in zip(self._places[name][:, i], self._order[i].reshape(shape), strict=True):
+                    values.take(order, out=place, mode="clip")  # "raise" would go through a copy
             else:
-                places[:] = np.take(values, self._order[i], axis=0, mode="clip").reshape(places.shape)
+                shuffled = self._scratch.take("shuffled", values.nbytes)
+                values.take(self._order[i], out=shuffled.view(values.dtype), mode="clip")
+                self._runs[name][:, i] = shuffled.reshape(self._num_batches, -1)  # as bytes: a batch's are one copy
 
     def filled(self) -> np.ndarray:
         """See `Placing`."""
@@ -161,22 +155,21 @@ class Gather:
 class Window:
     """One window's batches for one process, filled group by group by the threads that ask for them."""
 
-    def __init__(self, epoch: Epoch, number: int, rows: LocalRows, reader: GroupReader, memory: Memory) -> None:
-        """Allocates; decodes nothing yet."""
+    def __init__(self, epoch: Epoch, number: int, rows: LocalRows, reader: GroupReader, memory: Memory, scratch: Scratch) -> None:
+        """Reads nothing yet. `memory`: of its arrays, from its first row group on; `scratch`: what a thread needs meanwhile."""
         self.batches = epoch.batches_in(number)
-        self._num_rows, self._reader = len(rows), reader
+        self._num_rows, self._reader, self._memory = len(rows), reader, memory
         self._lock, self._complete = threading.Lock(), threading.Event()
         self._preparing, self._prepared = threading.Lock(), False
+        self._arrays: Arrays = {}
         self._error: BaseException | None = None
         self._claimed = self._done = self._taken = 0
         self._pieces = list(_pieces(epoch, number, rows.lanes))
         suits = Gather.suits(epoch, number, rows, self._pieces)
-        self._placing: Placing = (Gather if suits else Scatter)(epoch, number, rows)
         self._pads = epoch.spec.pad and number == epoch.num_windows - 1
-        self._constant_weight = "weight" not in reader.shapes()
-        self._arrays = _allocate({**reader.shapes(), **WEIGHT}, len(self.batches) * len(rows), memory)
+        self._placing: Placing = (Gather if suits else Scatter)(epoch, number, rows, scratch)
         if not self._pieces:
-            self.prepare()
+            self._allocate()
             self._complete.set()
 
     def batch(self, j: int) -> Arrays:
@@ -230,36 +223,37 @@ class Window:
             self._error = self._error or error
         self._complete.set()
 
-    def _fill(self, piece: Piece) -> None:
-        self.prepare()
-        rows = slice(piece.row, piece.row + piece.num_rows)
-        self._placing.put(self._arrays, {name: v[rows] for name, v in self._reader.read(piece.group).items()}, piece.position)
-
     def prepare(self) -> None:
-        """Computes where rows go, once; fills what no row will: constant weights, and the pads at the end. Other threads wait
-        for it: best done before they come."""
+        """Computes where rows go, once. Other threads wait for it: best done before they come."""
         with self._preparing:
-            if self._prepared:
+            if not self._prepared:
+                self._placing.prepare()
+                self._prepared = True
+
+    def _fill(self, piece: Piece) -> None:
+        self._allocate()
+        rows = self._reader.read(piece.group)
+        if piece.num_rows < len(rows["label"]):
+            rows = {name: values[piece.row : piece.row + piece.num_rows] for name, values in rows.items()}
+        self._placing.put(rows, piece.position)
+
+    def _allocate(self) -> None:
+        """Makes the arrays, once, and fills what no row will: constant weights, and the pads at the end."""
+        self.prepare()
+        with self._preparing:
+            if self._arrays:
                 return
-            self._placing.prepare()
-            if self._constant_weight:
-                self._arrays["weight"].fill(1)
+            shapes = {**self._reader.shapes(), **WEIGHT}
+            arrays = _leased(shapes, len(self.batches) * self._num_rows, self._memory)
+            if "weight" not in self._reader.shapes():
+                arrays["weight"].fill(1)
             if self._pads:  # also rows of a neighbouring window, which nobody reads here
-                empty = np.ones(len(self._arrays["weight"]), bool)
+                empty = np.ones(len(arrays["weight"]), bool)
                 empty[self._placing.filled()] = False
-                for name, values in self._arrays.items():
+                for name, values in arrays.items():
                     values[empty] = PAD_ID if name == "row_id" else 0
-            self._prepared = True
-
-
-def scatter(out: np.ndarray, to: np.ndarray, rows: np.ndarray) -> None:
-    """Writes out[to[k]] = rows[k]; `out`: [N, ...], `rows`: [K, ...] of the same dtype, both contiguous; `to`: int64[K]."""
-    size = rows[:1].nbytes
-    if rows.ndim == 1 or not size:
-        out[to] = rows
-        return
-    raw = np.dtype((np.void, size))  # one copy of bytes a row: twice as fast as number by number
-    out.reshape(-1).view(raw)[to] = np.ascontiguousarray(rows).reshape(-1).view(raw)
+            self._placing.into({name: values.reshape(-1).view(row_type(*shapes[name])) for name, values in arrays.items()})
+            self._arrays = arrays
 
 
 def _runs(lanes: np.ndarray) -> list[np.ndarray]:
@@ -278,7 +272,7 @@ def _pieces(epoch: Epoch, window: int, lanes: np.ndarray) -> Iterator[Piece]:
         yield from epoch.pieces(*_span(epoch, window, run))
 
 
-def _allocate(shapes: Shapes, num_rows: int, memory: Memory) -> Arrays:
+def _leased(shapes: Shapes, num_rows: int, memory: Memory) -> Arrays:
     """Returns arrays [num_rows, ...] in one block of leased memory, uninitialised."""
     places, size = {}, 0
     for name, (shape, dtype) in shapes.items():

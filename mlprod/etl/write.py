@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mlprod.config import Column, EtlConfig
 from mlprod.etl.schema import ARROW, hashable, raw_column
@@ -39,11 +40,13 @@ def stored_columns(etl: EtlConfig, spec: FeatureSpec) -> tuple[StoredColumn, ...
 
     label = Column(name="label", type="float64", role="label")
     row_id = Column(name="row_id", type="int64", role="input")
-    plain = [c for c in etl.columns if c.role not in ("feature", "input")]
+    weight = [c for c in etl.columns if c.role == "weight"]
+    plain = [c for c in etl.columns if c.role not in ("feature", "input", "weight")]
     keys = [replace(declared[name], role="key") for name in etl.key]  # a feature may be part of the key as well
     return (
         *(feature(f) for f in (*spec.numeric, *spec.categorical)),
         _stored(label, dtype="float32", kind="plain", stored_in="label"),
+        *(_stored(c, dtype="float32", kind="plain", stored_in=c.name) for c in weight),
         *(_stored(c, dtype=c.type, kind="plain", stored_in=c.name) for c in plain),
         *(_stored(c, dtype=c.type, kind="plain", stored_in=f"key_{c.name}") for c in keys),
         replace(_stored(row_id, dtype="uint64", kind="plain", stored_in="row_id"), type="uint64", role="row_id"),
@@ -143,6 +146,8 @@ class SplitWriter:
         arrays = {f.name: encoded["numeric"][:, i] for i, f in enumerate(self._spec.numeric)}
         arrays |= {f.name: encoded[f.name] for f in self._spec.categorical}
         arrays |= {"label": rows[LABEL].to_numpy(), "row_id": rows[ROW_ID].to_numpy()}
+        weights = [c.name for c in self._columns if c.role == "weight"]
+        arrays |= {name: pc.cast(rows[name], pa.float32(), safe=False).to_numpy() for name in weights}
         raw = [c for c in self._columns if c.kind == "plain" and c.stored_in not in arrays]
         plain = {c.stored_in: rows[c.name].combine_chunks() for c in raw}
         hashed: dict[str, Values] = {name: _words(array) for name, array in arrays.items()}

@@ -174,4 +174,4 @@ def test_grain_restores_at_every_position(threads, part, chunk, tmp_path):
     described = write_dataset(tmp_path, sizes, 16)
     spec = OrderSpec(seed=2, global_batch=16, num_lanes=4, window_rows=4 * part, group_rows=16, pad=False)
     batches = Batches(open_store(str(tmp_path)), described, "train", spec, [(0, 16)], range(0, 14 * 16, 16))
-    assert_equal_output_after_checkpoint(dataset(Chunks(batches, chunk), threads, 2))
+    assert_equal_output_after_checkpoint(dataset(Chunks(batches, chunk), threads, 2).map(list))

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
+from mlprod.data.memory import Memory, Scratch
 from mlprod.data.reader import GroupReader
-from mlprod.data.window import Gather, LocalRows, Memory, Scatter, Window
+from mlprod.data.window import Gather, LocalRows, Scatter, Window
 from mlprod.errors import TrainingError
 from mlprod.order import OrderSpec, plan_epoch
 from mlprod.store import open_store
@@ -26,7 +27,7 @@ def groups(tmp_path):
 
 
 def window_of(groups, number=1, ranges=((0, 32),), spec=SPEC):
-    return Window(plan_epoch(spec, SIZES, 0), number, LocalRows(spec, ranges), groups, Memory())
+    return Window(plan_epoch(spec, SIZES, 0), number, LocalRows(spec, ranges), groups, Memory(), Scratch())
 
 
 @pytest.mark.parametrize("batch, ranges", [(32, [(0, 32)]), (32, [(4, 12), (20, 32)]), (8, [(0, 8)]), (8, [(1, 3), (7, 8)])])

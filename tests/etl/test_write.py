@@ -5,6 +5,7 @@ import math
 from fractions import Fraction
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -22,7 +23,7 @@ from mlprod.hashing import FixedValues, hash_columns, hash_sum, mix_hash
 from mlprod.manifest import SPLITS, content_id, sha256_file
 from mlprod.store import open_store
 from mlprod.validation import validate
-from tests.plain import numbered, small_config, stored, stored_table, table_text
+from tests.plain import group_arrays, numbered, small_config, stored, stored_table, table_text
 
 ALL = ByHash(eval=0.0, test=0.0)  # every row is a training row
 
@@ -63,10 +64,8 @@ def test_either_storage_is_one_content(make_config, dataset, published, tmp_path
             GroupReader(open_store(str(tmp_path / "columns")), columns, split),
         )
         for group in range(len(published.group_sizes(split))):
-            packed, plain = (reader.read(group) for reader in readers)
-            assert {k: (v.dtype, v.shape, v.tobytes()) for k, v in packed.items()} == {
-                k: (v.dtype, v.shape, np.ascontiguousarray(v).tobytes()) for k, v in plain.items()
-            }
+            packed, plain = (group_arrays(reader, group) for reader in readers)
+            assert {k: v.tobytes() for k, v in packed.items()} == {k: v.tobytes() for k, v in plain.items()}
     names = pq.read_schema(tmp_path / "columns" / columns.splits["train"][0].path).names
     assert names == ["x", "n", "product", "color", "size", "label", "row_id", "day", "key_id"], "one column each, for other tools"
 
@@ -123,7 +122,7 @@ def test_plain_columns_come_back_as_they_were(tmp_path):
         f"{'2023-12-31' if i == 0 else f'2024-01-{i:02}'}T23" if i % 4 else None for i in range(20)
     ]
     reader = GroupReader(open_store(str(tmp_path / "dataset")), published, "train")
-    assert sorted(np.concatenate([reader.read(g)["weight"] for g in (0, 1)]).tolist()) == [float(i) for i in range(20)]
+    assert sorted(np.concatenate([group_arrays(reader, g)["weight"] for g in (0, 1)]).tolist()) == [float(i) for i in range(20)]
 
 
 @settings(deadline=None, max_examples=60)
@@ -159,6 +158,16 @@ def test_the_statistics_are_those_of_the_stored_training_rows(dataset, published
 # ---- what is refused ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind, text", [("int64", "3"), ("float64", "0.1"), ("bool", "true")])
+def test_a_weight_is_stored_as_training_uses_it(kind, text, tmp_path):
+    """float32, of any number: flags too."""
+    columns = (numeric("x"), Column(name="w", role="weight", type=kind))
+    published, _ = build(small_config(tmp_path, table_text("x,w,y", *((i, text, i % 2) for i in range(20))), columns, split=ALL))
+    assert stored_table(tmp_path / "dataset", published, "train").schema.field("w").type == pa.float32()
+    reader = GroupReader(open_store(str(tmp_path / "dataset")), published, "train")
+    assert set(group_arrays(reader, 0)["weight"].tolist()) == {float(np.float32({"true": 1}.get(text, text)))}
+
+
 def test_no_batch_has_a_weight_that_is_nan(tmp_path):
     """Filled or refused, but not trained on."""
     columns = (numeric("x"), Column(name="w", role="weight", type="float64"))
@@ -167,7 +176,7 @@ def test_no_batch_has_a_weight_that_is_nan(tmp_path):
         published, _ = build(small_config(tmp_path, text, columns, split=ALL))
     except DataError:
         return
-    assert not np.isnan(GroupReader(open_store(str(tmp_path / "dataset")), published, "train").read(0)["weight"]).any()
+    assert not np.isnan(group_arrays(GroupReader(open_store(str(tmp_path / "dataset")), published, "train"), 0)["weight"]).any()
 
 
 def test_stored_names_do_not_clash(tmp_path):
