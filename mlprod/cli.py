@@ -22,6 +22,7 @@ VERBS = {
     "evaluate": "metrics of a checkpoint on a split",
     "predict": "raw rows to scores, one output row per input row",
     "check": "everything that can be wrong, before a device is paid for",
+    "checkpoints": "list, show or verify what a run has saved",
 }
 USAGE = "usage: mlprod VERB --config FILE [--config.field=value ...] [options]"
 
@@ -51,6 +52,9 @@ def _parser(verb: str) -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show a traceback with every error")
     if verb in ("evaluate", "predict"):
         parser.add_argument("--step", type=_whole, default=-1, help="of the checkpoint (default: the newest)")
+    if verb == "checkpoints":
+        parser.add_argument("action", choices=("ls", "show", "verify"), help="list the steps, show one, or read them again")
+        parser.add_argument("--step", type=_whole, default=-1, help="one step (default of show: the newest; of verify: all)")
     if verb == "check":
         parser.add_argument("--processes", type=_whole, default=0, help="the run will have (default: as many as here)")
     if verb == "evaluate":
@@ -64,7 +68,7 @@ def _parser(verb: str) -> argparse.ArgumentParser:
 
 
 def _help() -> str:
-    verbs = "\n".join(f"  {name:<10}{told}" for name, told in VERBS.items())
+    verbs = "\n".join(f"  {name:<13}{told}" for name, told in VERBS.items())
     codes = "Exit codes: 0 done, 2 bad input, 1 failed, 75 start again."
     return f"{USAGE}\n\n{verbs}\n\n`mlprod VERB --help` lists a verb's options. {codes}"
 

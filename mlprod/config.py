@@ -232,6 +232,31 @@ class CheckpointConfig:
     every: int = knob(500, "0: not by steps", unit="steps", low=0)
     every_s: float = knob(300.0, "inf: not by time", unit="seconds", low=0.0)
     strict: bool = knob(False, "stop instead of going back to an older step when the newest is damaged")
+    keep_last: int = knob(2, "steps that stay, the newest; more while they were not read back", unit="steps", low=1)
+    keep_every: int = knob(0, "steps that are a multiple of it stay; 0: none", unit="steps", low=0)
+    keep_best: str = knob("log_loss", "the step that is best by it stays; '': none", choices=("", "log_loss", "auc", "accuracy"))
+    pins: tuple[int, ...] = knob((), "steps that stay", low=0)
+
+
+@dataclass(kw_only=True, slots=True)
+class InitConfig:
+    """A trained run from whose arrays a new one begins (fine-tuning). Its optimizer and its steps are not taken over."""
+
+    workdir: str = knob("", "of the trained run; '': from scratch", rule=MUST)
+    step: int = knob(-1, "-1: the newest good one", unit="steps", rule=MUST, low=-1)
+    parts: tuple[str, ...] = knob(("params", "tables", "model_state"), "paths of the arrays, such as params/hidden/0", rule=MUST)
+
+
+@dataclass(kw_only=True, slots=True)
+class BadNumbersConfig:
+    """What becomes of a run whose loss or gradient is NaN or infinite. The same under a resume."""
+
+    policy: str = knob(
+        "stop", "`skip` leaves the update out; `rollback` goes back and leaves out the batches around it",
+        choices=("stop", "skip", "rollback"),
+    )  # fmt: skip
+    window: int = knob(1, "rollback leaves out so many before the bad one, it, and one less behind", unit="batches", low=1)
+    limit: int = knob(10, "so many in one attempt, then the run stops", low=1)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -267,6 +292,8 @@ class Config:
     mesh: MeshConfig = knob(MeshConfig, "the grid of devices")
     eval: EvalConfig = knob(EvalConfig, "evaluation")
     checkpoint: CheckpointConfig = knob(CheckpointConfig, "saves")
+    bad_numbers: BadNumbersConfig = knob(BadNumbersConfig, "NaN and infinite losses and gradients")
+    init: InitConfig = knob(InitConfig, "what a new run begins from")
     tracking: TrackingConfig = knob(TrackingConfig, "logs")
     runtime: RuntimeConfig = knob(RuntimeConfig, "the machine")
     seed: int = knob(0, "of parameters, dropout and the order of examples", rule=MUST, low=0, high=(1 << 63) - 1)

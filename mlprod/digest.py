@@ -7,6 +7,7 @@ For each word w: h = w; for each dim d: h = fmix32(h ^ index along d); digest wo
 mod 2^32, bits = the bit pattern zero-extended to 32. fmix32 is MurmurHash3's finaliser (Appleby, public domain).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 WORDS = (0x9E3779B9, 0x7F4A7C15)
+BLOCK_BYTES = 128 << 10  # of a host array at once
 _UNSIGNED: dict[int, np.dtype[Any]] = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32)}
 
 
@@ -53,21 +55,34 @@ def digest(x: jax.Array) -> jax.Array:
     return jnp.stack([a, b])
 
 
-def digest_numpy(x: np.ndarray) -> np.ndarray:
-    """Returns the same uint32[2] for a host array of any shape."""
+def digest_numpy(x: np.ndarray, at: Sequence[int] = ()) -> np.ndarray:
+    """Returns the same uint32[2] for a host array of any shape.
+
+    Args:
+        at: where its first value stands in a larger array of which it is a part; the digests of parts that make up an array
+            add up, mod 2^32, to the array's.
+    """
     dims, x = x.ndim, np.atleast_1d(np.ascontiguousarray(x))
-    if x.dtype == np.bool_:
-        x = x.astype(np.uint8)
-    bits = x.view(_UNSIGNED[x.dtype.itemsize]).astype(np.uint32)
-    out = []
+    rows = max(1, BLOCK_BYTES * x.shape[0] // max(x.nbytes, 1))
+    total = np.zeros(2, np.uint64)
+    for start in range(0, x.shape[0], rows):  # in cache: three times as fast
+        first = [start + (at[0] if at else 0), *(at[1:] if at else [0] * (dims - 1))]
+        total += _block_digest(x[start : start + rows], first[:dims])
+    return (total & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+
+
+def _block_digest(x: np.ndarray, at: Sequence[int]) -> np.ndarray:
+    """Returns uint64[2], sums not yet taken mod 2^32, of an array [n, ...] whose first value stands at `at`."""
+    bits = x.view(np.uint8 if x.dtype == np.bool_ else _UNSIGNED[x.dtype.itemsize]).astype(np.uint32)
+    sums = []
     for w in WORDS:
-        h = np.full(x.shape, w, np.uint32)
-        for d in range(dims):
-            index = np.arange(x.shape[d], dtype=np.uint32)
-            h = fmix32(h ^ index.reshape([-1 if i == d else 1 for i in range(dims)]))
+        h = np.full((1,) * x.ndim, w, np.uint32)
+        for d, first in enumerate(at):
+            index = np.arange(first, first + x.shape[d], dtype=np.uint32)
+            h = fmix32(h ^ index.reshape([-1 if i == d else 1 for i in range(x.ndim)]))
         term = fmix32(fmix32(h ^ bits) + np.uint32(w))
-        out.append(int(term.sum(dtype=np.uint64)) & 0xFFFFFFFF)
-    return np.array(out, np.uint32)
+        sums.append(term.sum(dtype=np.uint64))
+    return np.array(sums, np.uint64)
 
 
 def as_hex(words: Any) -> str:

@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mlprod import runtime
-from mlprod.checkpoint import RunState, Store
+from mlprod.checkpoint.run_state import RunState
+from mlprod.checkpoint.saved import SavedSteps
 from mlprod.config import Config
 from mlprod.data.loader import eval_batches
 from mlprod.errors import ConfigError, DataError, WorkdirError
@@ -76,10 +77,15 @@ def restore_for(plan: Plan, step: int) -> tuple[TrainState, RunState]:
         raise WorkdirError(
             f"config.workdir={plan.cfg.workdir!r} has no checkpoints; run `mlprod train` with the same config first"
         )
-    with Store(workdir, strict=plan.cfg.checkpoint.strict, read_only=True) as store:
-        if step >= 0 and step not in store.steps():
-            raise WorkdirError(f"--step={step}: {workdir} has no such checkpoint; it has {store.steps()}")
-        found = store.restore(step, plan.abstract, plan.where) if step >= 0 else store.restore_newest(plan.abstract, plan.where)
+    saved, strict = SavedSteps(workdir), plan.cfg.checkpoint.strict
+    if step >= 0 and step not in saved.steps():
+        raise WorkdirError(f"--step={step}: {workdir} has no such checkpoint; it has {saved.steps()}")
+    newest = step < 0
+    found = (
+        saved.restore_newest(plan.abstract, plan.where, strict=strict)
+        if newest
+        else saved.restore(step, plan.abstract, plan.where)
+    )
     if found is None:
         raise WorkdirError(
             f"config.workdir={plan.cfg.workdir!r} has no checkpoints; run `mlprod train` with the same config first"

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mlprod import __version__
-from mlprod.checkpoint import RunState
+from mlprod.checkpoint.run_state import RunState
 from mlprod.config import Config, CsvSource, EtlConfig, SqlSource
 from mlprod.errors import ConfigError, DataError, WorkdirError
 from mlprod.etl import sources

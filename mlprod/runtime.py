@@ -32,7 +32,7 @@ def start(cfg: RuntimeConfig) -> None:
     Raises:
         ConfigError: the platform asked for is not there.
     """
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every save
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax tells of every save, and of a failed one in hundreds of lines
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # and of a damaged step in hundreds of lines; we say it in one
     if cfg.deterministic:
         os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_DETERMINISTIC]).strip()

@@ -16,7 +16,7 @@ from flax import nnx
 from mlprod.digest import digest
 from mlprod.metrics import batch_sums
 from mlprod.parallel.layouts import Placement
-from mlprod.state import ModelDef, TrainState
+from mlprod.state import ModelDef, TrainState, flatten
 
 Sums = Mapping[str, jax.Array]
 Placed = Mapping[str, jax.Array]  # a batch as the loader makes it, on the devices: one "ids" for all categorical features
@@ -37,11 +37,17 @@ def compile_update(
     seed: int,
     where: TrainState,
     placement: Placement,
+    *,
+    skip_bad: bool = False,
 ) -> Update:
     """Returns the training step: (state, batch) -> (state after one update, sums).
 
-    Sums, all scalars but "ids": "loss" and "weight" (float32 sums over the batch), "grad_norm", "rate", and "ids", uint32[2],
-    the digest of the batch's row ids in order.
+    Sums, all scalars but "ids": "loss" and "weight" (float32 sums over the batch), "grad_norm", "rate", "bad" (int32: -1 where
+    loss and gradient are finite, else which gradient is the first that is not, in the order of `gradient_paths`, or their
+    number), and "ids", uint32[2], the digest of the batch's row ids in order.
+
+    Args:
+        skip_bad: where loss or gradient are not finite, leave all as it was but the step's number.
     """
 
     def update(state: TrainState, placed: Placed) -> tuple[TrainState, Sums]:
@@ -57,16 +63,32 @@ def compile_update(
         (_, (total, weight, model_state)), gradient = jax.value_and_grad(mean_loss, has_aux=True)(trained)
         change, optim = optimizer.update(gradient, state.optim, trained)
         new = optax.apply_updates(trained, change)
+        bad = _first_bad(total, gradient)
+        if skip_bad:
+            old = (trained, state.model_state, state.optim)
+            new, model_state, optim = jax.tree.map(lambda n, o: jnp.where(bad < 0, n, o), (new, model_state, optim), old)
         sums = {
             "loss": total,
             "weight": weight,
             "grad_norm": optax.global_norm(gradient),
             "rate": jnp.asarray(rate(state.step), jnp.float32),
+            "bad": bad,
             "ids": digest(batch["row_id"]),
         }
         return TrainState(state.step + 1, new["params"], new["tables"], model_state, optim), sums
 
     return jax.jit(update, donate_argnums=0, out_shardings=(where, placement.replicated()))
+
+
+def gradient_paths(state: TrainState) -> list[str]:
+    """Returns the paths of what is trained by gradients, in the order that the step's sum "bad" counts."""
+    return list(flatten({"params": state.params, "tables": state.tables}))
+
+
+def _first_bad(loss: jax.Array, gradient: Any) -> jax.Array:
+    """Returns int32: -1 where the loss, a scalar of shape (), and all gradients are finite, else see `compile_update`."""
+    finite = jnp.stack([*(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient)), jnp.isfinite(loss)])
+    return jnp.where(finite.all(), -1, jnp.argmin(finite)).astype(jnp.int32)
 
 
 def compile_score(model: ModelDef, placement: Placement) -> Score:

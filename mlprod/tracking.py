@@ -13,11 +13,13 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from mlprod.config import TrackingConfig
+from mlprod.errors import TrainingError
 
 SCHEMA = 1
 Values = Mapping[str, tuple[float, float]]  # name -> (value, weight)
@@ -65,18 +67,22 @@ class LocalLog:
             self._file.truncate(size - back + whole)
 
     def log(self, record: Record) -> None:
-        """Writes one line and hands it to the operating system."""
+        """Writes one line and hands it to the operating system; raises TrainingError where there is no space, or no file."""
         values = {name: list(pair) for name, pair in record.values.items()}
         body = {
             "schema": SCHEMA, "run": self._run, "attempt": self._attempt, "kind": record.kind, "step": record.step,
             "position": record.position, "time": time.time(), "values": values, "ids": record.ids,
         }  # fmt: skip
-        self._file.write(json.dumps(body).encode() + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(body).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise TrainingError(f"{self._file.name} cannot be written: {error.strerror}; what was saved before stands") from error
 
     def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+        """Closes the file; what could not be written was told when it was logged."""
+        with suppress(OSError):
+            self._file.close()
 
 
 def read_log(workdir: Path) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from mlprod.checkpoint import RunState, Store
+from mlprod.checkpoint.run_state import RunState
+from mlprod.checkpoint.saved import SavedSteps
 from mlprod.config import Config
 from mlprod.errors import ConfigError
 from mlprod.etl.run import build
@@ -32,8 +33,8 @@ def ids(cfg: Config) -> dict[int, str]:
 
 def saved(cfg: Config) -> RunState:
     """Returns the host state of a run's newest checkpoint."""
-    with Store(Path(cfg.workdir), read_only=True) as store:
-        return store.read_run(store.steps()[-1])
+    store = SavedSteps(Path(cfg.workdir))
+    return store.read_run(store.steps()[-1])
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mlprod.checkpoint import Store
+from mlprod.checkpoint.saved import SavedSteps
 from mlprod.config import Config
 from mlprod.plan import make_plan
 from mlprod.state import flatten
@@ -38,6 +38,7 @@ class Run:
 
     cfg: Config
     devices: tuple[str, ...]
+    printed: str = ""  # file of what its processes print; '': beside the workdir
 
     @property
     def workdir(self) -> Path:
@@ -54,14 +55,14 @@ class Run:
 
     def output(self) -> str:
         """What its processes printed."""
-        return Path(f"{self.cfg.workdir}.out").read_text()
+        return Path(self.printed or f"{self.cfg.workdir}.out").read_text()
 
     def _start(self, target: Any, more: Sequence[str], *given_to_it: Any) -> Any:
         paths = {"workdir": self.cfg.workdir, "dataset": self.cfg.dataset, "etl.source.path": self.cfg.etl.source.path}
         paths["runtime.compile_cache"] = COMPILED  # as on GPUs and TPUs, where a kill may also tear a compiled program
         given = [f"--config.{field}={value}" for field, value in paths.items()]
         argv = ["train", "--config", str(RECIPE), *given, *self.devices, *more]
-        process = CONTEXT.Process(target=target, args=(argv, f"{self.cfg.workdir}.out", *given_to_it))
+        process = CONTEXT.Process(target=target, args=(argv, self.printed or f"{self.cfg.workdir}.out", *given_to_it))
         process.start()
         return process
 
@@ -119,8 +120,8 @@ def last_lines(workdir: Path) -> dict[tuple[str, int], Mapping[str, Any]]:
 def final_arrays(run: Run) -> dict[str, np.ndarray]:
     """Returns {path: array} of the run's last checkpoint, restored onto one device."""
     plan = make_plan(run.cfg, jax.devices()[:1])
-    with Store(run.workdir, read_only=True) as store:
-        state, _ = store.restore(store.steps()[-1], plan.abstract, plan.where)
+    store = SavedSteps(run.workdir)
+    state, _ = store.restore(store.steps()[-1], plan.abstract, plan.where)
     return {path: np.asarray(leaf) for path, leaf in flatten(state).items()}
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -11,71 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlprod import checkpoint
-from mlprod.checkpoint import Damaged, RunState, Store, digests, leaf_table
-from mlprod.config import MeshConfig
+from mlprod.checkpoint import run_state as run_states
+from mlprod.checkpoint.leaves import digests, leaf_table
+from mlprod.checkpoint.run_state import Damaged
+from mlprod.checkpoint.store import Store
+from mlprod.config import CheckpointConfig, MeshConfig
 from mlprod.errors import CheckpointError, ConfigError
 from mlprod.plan import Plan, make_plan
-from mlprod.state import TrainState, create, flatten
+from mlprod.state import flatten
 from mlprod.train import train
+from tests.checkpoint.saved import Saved, assert_equal_bits, at, data_files, fresh, run_state
 from tests.conftest import MakeConfig, smoke_config
-
-# Reading a damaged step, orbax closes its event loop while tensorstore's other reads still report to it.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@pytest.fixture(scope="module")
-def plan(csv: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    """The smoke run on 8 devices, its parameters split."""
-    return make_plan(smoke_config(csv, dataset, tmp_path_factory.mktemp("plan"), mesh=MeshConfig(fsdp=(8,))), jax.devices())
-
-
-def fresh(plan: Plan, seed: int = 0) -> TrainState:
-    """A fresh state of the plan."""
-    return create(plan.model, plan.cfg.model, plan.features, plan.optimizer, plan.where, seed)
-
-
-def run_state(step: int) -> RunState:
-    """A run's host state at a step."""
-    empty: dict[str, object] = {}
-    given = {"order": empty, "config": empty, "environment": empty, "tracker_id": "t", "dataset_id": "d"}
-    return RunState(run_id="r", attempt=1, step=step, next_example=64 * step, **given)
-
-
-def at(state: TrainState, step: int) -> TrainState:
-    """The state as if after `step` updates."""
-    return state._replace(step=jax.device_put(jnp.int32(step), state.step.sharding))
-
-
-Kept = dict[int, dict[str, np.ndarray]]
-Saved = tuple[Store, Kept]
-
-
-@pytest.fixture(scope="module")
-def saved_once(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Kept]:
-    """A folder with steps 1, 2 and 3, and what was saved in each as {path: array}. Shared: copy it."""
-    kept, folder = {}, tmp_path_factory.mktemp("saved")
-    with Store(folder) as store:
-        for step in (1, 2, 3):
-            state = at(fresh(plan, seed=step), step)
-            kept[step] = {path: np.asarray(leaf) for path, leaf in flatten(state).items()}
-            store.save(state, run_state(step))
-    return folder, kept
-
-
-@pytest.fixture
-def saved(saved_once: tuple[Path, Kept], tmp_path: Path) -> Iterator[Saved]:
-    """A store of the test's own with steps 1, 2 and 3, and what was saved in each."""
-    shutil.copytree(saved_once[0], tmp_path / "saved")
-    with Store(tmp_path / "saved") as store:
-        yield store, saved_once[1]
-
-
-def assert_equal_bits(state: TrainState, kept: dict[str, np.ndarray]) -> None:
-    """Every array of the state has the bits that were saved."""
-    assert {path: np.asarray(leaf).tobytes() for path, leaf in flatten(state).items()} == {
-        p: a.tobytes() for p, a in kept.items()
-    }
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(fsdp=(8,)), MeshConfig(fsdp=(2, 2), tensor=2, layout="fsdp_tensor")])
@@ -93,13 +38,7 @@ def test_restores_onto_any_layout(mesh: MeshConfig, saved: Saved, make_config: M
 def test_digests_do_not_depend_on_the_layout(plan: Plan, make_config: MakeConfig) -> None:
     """One device and eight give the same digest of every array."""
     one = make_plan(make_config(), jax.devices()[:1])
-    assert digests(fresh(plan)) == digests(fresh(one))
-
-
-def data_files(store: Store, step: int) -> list[Path]:
-    """The array data files of a step, the largest first."""
-    folder = store._root / f"{step:08d}" / "state"
-    return sorted((p for p in folder.rglob("d/*") if p.is_file()), key=lambda p: -p.stat().st_size)
+    assert digests(flatten(fresh(plan))) == digests(flatten(fresh(one)))
 
 
 def test_a_flipped_bit_goes_back_to_the_step_before(saved: Saved, plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,7 +50,7 @@ def test_a_flipped_bit_goes_back_to_the_step_before(saved: Saved, plan: Plan, ca
         for i in range(len(whole) // 6, len(whole), max(1, len(whole) // 3)):
             file.write_bytes(whole[:i] + bytes([whole[i] ^ 16]) + whole[i + 1 :])
             try:
-                state, _ = store.restore(3, plan.abstract, plan.where)
+                state, _ = store.saved.restore(3, plan.abstract, plan.where)
             except Damaged:
                 refused += 1
             else:
@@ -124,22 +63,22 @@ def test_a_flipped_bit_goes_back_to_the_step_before(saved: Saved, plan: Plan, ca
     assert found is not None
     assert found[1].step == 2
     assert_equal_bits(found[0], kept[2])
-    assert "00000003 is damaged" in capsys.readouterr().out
-    assert store.steps() == [1, 2]
+    assert "00000003 is damaged" in capsys.readouterr().err
+    assert store.saved.steps() == [1, 2]
     store.save(at(fresh(plan), 3), run_state(3))  # the number is free again
 
 
 def test_a_changed_run_json_refuses_the_step(saved: Saved, plan: Plan) -> None:
     """A run JSON whose text was changed, or that is another step's, is refused."""
     store, _ = saved
-    path = store._root / "00000003" / "run" / "metadata"
+    path = store.saved.root / "00000003" / "run" / "metadata"
     body = json.loads(path.read_text())
     path.write_text(json.dumps({**body, "text": body["text"].replace('"next_example":192', '"next_example":128')}))
     with pytest.raises(Damaged, match="SHA-256"):
-        store.read_run(3)
-    path.write_text((store._root / "00000002" / "run" / "metadata").read_text())
+        store.saved.read_run(3)
+    path.write_text((store.saved.root / "00000002" / "run" / "metadata").read_text())
     with pytest.raises(Damaged, match="speaks of step 2"):
-        store.read_run(3)
+        store.saved.read_run(3)
     found = store.restore_newest(plan.abstract, plan.where)
     assert found is not None
     assert found[1].step == 2
@@ -148,17 +87,20 @@ def test_a_changed_run_json_refuses_the_step(saved: Saved, plan: Plan) -> None:
 def test_swapped_arrays_are_refused(saved: Saved, plan: Plan) -> None:
     """The arrays of another step under this step's run JSON are refused."""
     store, _ = saved
-    shutil.rmtree(store._root / "00000003" / "state")
-    shutil.copytree(store._root / "00000002" / "state", store._root / "00000003" / "state")
+    shutil.rmtree(store.saved.root / "00000003" / "state")
+    shutil.copytree(store.saved.root / "00000002" / "state", store.saved.root / "00000003" / "state")
     with pytest.raises(Damaged, match="differ from what was saved"):
-        store.restore(3, plan.abstract, plan.where)
+        store.saved.restore(3, plan.abstract, plan.where)
 
 
 def test_strict_stops(saved: Saved, plan: Plan) -> None:
     """With `strict` a damaged newest step ends the run instead."""
     for file in data_files(saved[0], 3):
         file.write_bytes(b"")
-    with Store(saved[0]._root.parent, strict=True) as store, pytest.raises(CheckpointError, match=r"00000003 is damaged.*strict"):
+    with (
+        Store(saved[0].saved.root.parent, CheckpointConfig(strict=True)) as store,
+        pytest.raises(CheckpointError, match=r"00000003 is damaged.*strict"),
+    ):
         store.restore_newest(plan.abstract, plan.where)
 
 
@@ -173,7 +115,7 @@ def test_all_damaged_is_an_error_not_a_fresh_start(saved: Saved, plan: Plan) -> 
 
 def test_a_newer_format_is_refused(saved: Saved, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint of a newer format is named as such, not called damaged."""
-    monkeypatch.setattr(checkpoint, "FORMAT", 0)
+    monkeypatch.setattr(run_states, "FORMAT", 0)
     with pytest.raises(CheckpointError, match="format 1, newer than 0"):
         saved[0].restore_newest(plan.abstract, plan.where)
 
@@ -183,7 +125,7 @@ def test_another_model_is_refused_by_path(saved: Saved, make_config: MakeConfig)
     plan = make_plan(make_config(model=dataclasses.replace(make_config().model, hidden=(16, 24))), jax.devices())
     with pytest.raises(ConfigError, match=r"params/hidden/1/kernel is float32\[16, 16\], the config says float32\[16, 24\]"):
         saved[0].restore_newest(plan.abstract, plan.where)
-    assert saved[0].steps() == [1, 2, 3]
+    assert saved[0].saved.steps() == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -205,11 +147,10 @@ def test_what_cannot_be_saved_exactly_is_refused_before_the_save(leaf: jax.Array
 
 def test_a_save_whose_folder_vanished_is_an_error(plan: Plan, tmp_path: Path) -> None:
     """A folder removed after a save began is found by the next look, with the step's name."""
-    with Store(tmp_path / "gone") as store:
+    with Store(tmp_path / "gone", CheckpointConfig()) as store:
         store.save(at(fresh(plan), 1), run_state(1))
         store._manager.wait_until_finished()
-        shutil.rmtree(store._root)
-        store._manager.reload()
+        shutil.rmtree(store.saved.root)
         with pytest.raises(CheckpointError, match="step 1 was being saved and is not below"):
             store.check()
 

@@ -1,0 +1,34 @@
+"""The first state of a run that begins from a trained one."""
+
+from pathlib import Path
+
+from mlprod.checkpoint.run_state import Damaged
+from mlprod.checkpoint.saved import SavedSteps
+from mlprod.config import InitConfig
+from mlprod.errors import CheckpointError, ConfigError
+from mlprod.state import TrainState, flatten, unflatten
+
+
+def begin_from(cfg: InitConfig, state: TrainState, abstract: TrainState, where: TrainState) -> TrainState:
+    """Returns `state` with the arrays below `cfg.parts` as the run in `cfg.workdir` saved them, verified.
+
+    Raises:
+        ConfigError: that run has no such step, or its arrays are not those of the config.
+        CheckpointError: no step of it is what was saved.
+    """
+    saved = SavedSteps(Path(cfg.workdir))
+    steps = [step for step in saved.steps() if cfg.step in (-1, step)]
+    if not steps:
+        which = "no saved step" if cfg.step < 0 else f"no saved step {cfg.step}"
+        raise ConfigError(f"config.init.workdir={cfg.workdir!r} has {which}; it has {saved.steps()}")
+    why = ""
+    for step in reversed(steps):
+        try:
+            leaves, run = saved.restore_part(step, cfg.parts, abstract, where)
+        except Damaged as error:
+            why = f"{saved.folder(step)} is damaged: {error}"
+            continue
+        print(f"mlprod: {len(leaves)} arrays are those of run {run.run_id} at step {step}, trained on {run.dataset_id}")
+        begun: TrainState = unflatten(abstract, flatten(state) | leaves)
+        return begun
+    raise CheckpointError(f"config.init.workdir={cfg.workdir!r}: {why}")

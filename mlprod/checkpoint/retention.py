@@ -1,0 +1,41 @@
+"""Which saved steps stay. A pure function: the store does what it says.
+
+Promise: the newest good step, and all that are newer, always stay; a step stays if any rule wants it.
+"""
+
+import math
+from collections.abc import Mapping
+
+from mlprod.config import CheckpointConfig
+
+HIGHER_IS_BETTER = {"log_loss": False, "auc": True, "accuracy": True}
+
+Metrics = Mapping[str, float]
+
+
+def reasons(steps: Mapping[int, Metrics], cfg: CheckpointConfig) -> dict[int, list[str]]:
+    """Returns why each saved step stays: any of "last", "every", "best", "pinned"; none: it may go.
+
+    Args:
+        steps: the metrics of each step's own evaluation; none where it was not evaluated.
+    """
+    wanted = {
+        "last": sorted(steps)[-cfg.keep_last :],
+        "every": [step for step in steps if cfg.keep_every and step % cfg.keep_every == 0],
+        "best": [best_step(steps, cfg.keep_best)],
+        "pinned": cfg.pins,
+    }
+    return {step: [why for why, kept in wanted.items() if step in kept] for step in steps}
+
+
+def best_step(steps: Mapping[int, Metrics], metric: str) -> int:
+    """Returns the step that is best by a metric, the later of equal ones; -1 where none has it. NaN is never best."""
+    values = {step: metrics[metric] for step, metrics in steps.items() if math.isfinite(metrics.get(metric, math.nan))}
+    sign = 1 if HIGHER_IS_BETTER.get(metric, True) else -1
+    return max(values, key=lambda step: (sign * values[step], step), default=-1)
+
+
+def superfluous(steps: Mapping[int, Metrics], good: int, cfg: CheckpointConfig) -> list[int]:
+    """Returns the steps that may go when step `good` was read back and is good, ascending."""
+    kept = reasons(steps, cfg)
+    return [step for step in sorted(steps) if step < good and not kept[step]]

@@ -1,0 +1,210 @@
+"""Saves the whole run, device arrays and host state as one atomic step, and throws old steps away. The only door to orbax.
+
+Promise: digests are taken on the devices before the save. A background save that failed ends the run with its cause. No step
+goes before a newer one was read back and found good, and none that the run did not make.
+Price: a save blocks the loop for the digests and a copy to the host; writing and reading back go on beside the steps.
+
+On disk: `WORKDIR/checkpoints/STEP/{state,run}`; `state` holds {our path: array}, `run` the run JSON (`run_state.py`). Beside the
+steps: `damaged/`, steps that were set aside, and `going/`, steps on their way out: what a kill left there is removed.
+"""
+
+import shutil
+import threading
+from collections.abc import Collection
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from mlprod.checkpoint import retention
+from mlprod.checkpoint.leaves import CHUNK_BYTES, digests, leaf_table
+from mlprod.checkpoint.run_state import Damaged, RunState, encode
+from mlprod.checkpoint.saved import Accept, SavedSteps, accept_any
+from mlprod.config import CheckpointConfig
+from mlprod.errors import CheckpointError, WorkdirError
+from mlprod.state import TrainState, flatten
+
+
+class Store:
+    """The saved steps of one run. A context manager: leaving it waits for a save under way and raises if it failed."""
+
+    def __init__(self, workdir: Path, cfg: CheckpointConfig) -> None:
+        """`cfg`: what stays, and whether to go back to an older step.
+
+        Raises:
+            WorkdirError: something lies among the steps that is none.
+        """
+        self.saved, self._cfg = SavedSteps(workdir), cfg
+        self._pending = -1  # the step of a save under way
+        self._unread = -1  # the newest saved step that is still to be read back
+        self._reading: tuple[int, Future[None]] | None = None
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(step_format_fixed_length=8, cleanup_tmp_directories=True, create=True)
+        manager = ocp.CheckpointManager(self.saved.root, options=options)
+        foreign = sorted(set(manager.all_steps()) - set(self.saved.steps()))
+        if foreign:  # orbax would take it for a step and refuse to save an earlier one
+            manager.close()
+            raise WorkdirError(f"{self.saved.root} has something named {foreign[-1]} that is no saved step; move it away")
+        shutil.rmtree(self.saved.root / "going", ignore_errors=True)
+        return manager
+
+    def __enter__(self) -> "Store":
+        """Returns itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        """Waits for the save under way; its failure is raised unless another error is on its way."""
+        try:
+            self.finish_save()
+        except CheckpointError:
+            if error is None:
+                raise
+        finally:
+            with suppress(Exception):  # the same failure again, of whatever class
+                self._manager.close()
+
+    # ---- saving ----
+
+    def save(self, state: TrainState, run: RunState) -> None:
+        """Begins to save the state and its run JSON as step `run.step`; returns when the state may be donated.
+
+        Raises:
+            CheckpointError: an earlier save failed, or this one was refused.
+        """
+        self.check()
+        table, leaves = leaf_table(state), flatten(state)
+        for path, words in digests(leaves).items():
+            table[path]["digest"] = words
+        chunks = {path: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES) for path in leaves}
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(leaves, save_args=chunks), run=ocp.args.JsonSave(encode(replace(run, leaves=table)))
+        )
+        saved = self._settle(lambda: self._manager.save(run.step, args=items))
+        if not saved:
+            raise CheckpointError(
+                f"step {run.step} was not saved: {self.saved.root} already has step {max(self.saved.steps(), default=-1)}"
+            )
+        self._pending = run.step
+
+    def check(self) -> None:
+        """Looks after what goes on in the background: costs nothing while it is under way.
+
+        Raises:
+            CheckpointError: a save has failed, or a step was read back and is not what was saved.
+        """
+        if self._pending >= 0 and not self._manager.is_saving_in_progress():
+            self.finish_save()
+        if self._reading is not None and self._reading[1].done():
+            self._finish_reading()
+        if self._reading is None and self._unread >= 0:
+            self._read_back()
+
+    def finish(self) -> None:
+        """Waits until everything saved is on the disk, was read back, and what need not stay is gone.
+
+        Raises:
+            CheckpointError: see `check`.
+        """
+        self.finish_save()
+        while self._reading is not None or self._unread >= 0:
+            if self._reading is not None:
+                self._finish_reading()
+            else:
+                self._read_back()
+
+    def finish_save(self) -> None:
+        """Waits until everything saved is on the disk; it is read back later. Raises CheckpointError: it failed."""
+        pending = self._pending
+        self._settle(self._manager.wait_until_finished)
+        self._unread = max(self._unread, pending)
+
+    def _settle(self, act: Any) -> Any:
+        """Runs a call that may raise what a background save ran into, and gives it its name."""
+        pending, self._pending = self._pending, -1
+        try:
+            result = act()
+        except Exception as error:  # orbax raises ValueError, OSError and others for the same cause
+            cause = " ".join(str(error).split())[:500]
+            raise CheckpointError(f"saving a step below {self.saved.root} failed: {type(error).__name__}: {cause}") from error
+        if pending >= 0 and pending not in self.saved.steps():
+            raise CheckpointError(f"step {pending} was being saved and is not below {self.saved.root}: was the folder removed?")
+        return result
+
+    # ---- reading back ----
+
+    def _read_back(self) -> None:
+        step, self._unread = self._unread, -1
+        outcome: Future[None] = Future()
+
+        def read() -> None:
+            try:
+                self.saved.verify(step)
+            except BaseException as error:
+                outcome.set_exception(error)
+            else:
+                outcome.set_result(None)
+
+        threading.Thread(target=read, name="mlprod-read-back", daemon=True).start()
+        self._reading = step, outcome
+
+    def _finish_reading(self) -> None:
+        assert self._reading is not None
+        (step, outcome), self._reading = self._reading, None
+        try:
+            outcome.result()
+        except Damaged as error:
+            raise CheckpointError(
+                f"checkpoint {self.saved.folder(step)} was read back and is not what was saved: {error}; "
+                f"start again: that goes back to the one before"
+            ) from error
+        if jax.process_index() == 0:
+            self._prune(step)
+
+    def _prune(self, good: int) -> None:
+        """Removes what need not stay now that step `good` was found good: steps of the same run alone."""
+        runs = {step: run for step, run in self.saved.runs().items() if isinstance(run, RunState)}
+        if good not in runs:  # harmed since it was read
+            return
+        ours = {step: run.metrics for step, run in runs.items() if run.run_id == runs[good].run_id}
+        self._remove(retention.superfluous(ours, good, self._cfg))
+
+    def _remove(self, steps: Collection[int]) -> None:
+        """Removes steps: each out of sight by one rename, so that a kill never leaves half a step."""
+        going = self.saved.root / "going"
+        for step in steps:
+            going.mkdir(exist_ok=True)
+            shutil.rmtree(going / f"{step:08d}", ignore_errors=True)
+            self.saved.folder(step).rename(going / f"{step:08d}")
+        shutil.rmtree(going, ignore_errors=True)
+
+    def restore_newest(
+        self, abstract: TrainState, where: TrainState, accept: Accept = accept_any
+    ) -> tuple[TrainState, RunState] | None:
+        """As `SavedSteps.restore_newest`; a damaged step is moved to `checkpoints/damaged/`, so that its number is free."""
+        return self.saved.restore_newest(abstract, where, accept, strict=self._cfg.strict, set_aside=self._set_aside)
+
+    def forget_after(self, example: int) -> None:
+        """Removes the steps that have seen examples from `example` on, and waits for a save under way first."""
+        self.finish_save()
+        runs = self.saved.runs()
+        self._remove([step for step, run in runs.items() if isinstance(run, RunState) and run.next_example > example])
+        self._unread = -1
+        self._reopen()
+
+    def _set_aside(self, step: int) -> None:
+        aside = self.saved.root / "damaged"
+        aside.mkdir(exist_ok=True)
+        taken = len(list(aside.iterdir()))
+        self.saved.folder(step).rename(aside / f"{step:08d}.{taken}")
+        self._reopen()
+
+    def _reopen(self) -> None:
+        """Makes orbax look at the folder anew: it keeps a list of its own."""
+        self._manager.close()
+        self._manager = self._open()
