@@ -39,16 +39,17 @@ def main(cfg: Config, options: argparse.Namespace) -> None:
 
 
 def listing(saved: SavedSteps, cfg: CheckpointConfig) -> Table:
-    """Returns a row a step: position, metrics, size, when it was saved, and why it stays."""
+    """Returns a row a step: position, the metric that decides which is best, size, when it was saved, and why it stays."""
     runs = saved.runs()
     kept = retention.reasons({step: run.metrics for step, run in runs.items() if isinstance(run, RunState)}, cfg)
-    table = Table("step", "next example", "metrics", "MB", "saved", "stays as", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table("step", "next example", cfg.keep_best or "metrics", "MB", "saved", "stays as", box=SIMPLE_HEAD, pad_edge=False)
     for step, run in runs.items():
         size, when = _on_disk(saved.folder(step))
         if isinstance(run, Damaged):
-            table.add_row(str(step), "", f"damaged: {run}", size, when, "")
+            table.add_row(str(step), "", "", size, when, "damaged")
         else:
-            table.add_row(str(step), f"{run.next_example:,}", _told(run.metrics), size, when, ", ".join(kept[step]))
+            metric = _of_interest(run.metrics, cfg.keep_best)
+            table.add_row(str(step), f"{run.next_example:,}", metric, size, when, ", ".join(kept[step]))
     return table
 
 
@@ -90,6 +91,11 @@ def verify(saved: SavedSteps, steps: list[int], console: Console) -> None:
 
 def _told(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.5f}" for name, value in metrics.items())
+
+
+def _of_interest(metrics: Mapping[str, float], metric: str) -> str:
+    """Returns the metric that decides which step is best, or all where none does, as text."""
+    return f"{metrics[metric]:.5f}" if metric in metrics else ("" if metric else _told(metrics))
 
 
 def _on_disk(folder: Path) -> tuple[str, str]:

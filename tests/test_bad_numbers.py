@@ -107,9 +107,10 @@ def stopped(cfg: Config, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
         if (record.kind, record.step) == ("train", at):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with monkeypatch.context() as patched, pytest.raises(Preempted):
+    with monkeypatch.context() as patched:
         patched.setattr(LocalLog, "log", log)
-        trained(cfg)
+        with pytest.raises(Preempted):
+            trained(cfg)
 
 
 @pytest.mark.parametrize("policy", ["skip", "rollback"])

@@ -18,18 +18,19 @@ TREES = {
 # A module may import lower rows, those named before it in its row, and its own package. A new module needs a place here.
 ROWS = (
     ("errors",),
-    ("hashing", "hints", "config", "validation", "compare", "recipe", "manifest", "features", "order", "ledger"),
+    ("hashing", "hints", "config", "validation", "compare", "recipe", "manifest", "features", "order", "ledger", "bad_numbers"),
     ("store", "etl", "data", "loss", "models", "metrics", "optim", "parallel"),
     ("digest", "state", "step"),
-    ("plan", "checkpoint", "tracking", "console", "runtime"),
-    ("evaluate", "predict", "check"),
+    ("plan", "checkpoint", "tracking", "console", "runtime", "resume"),
+    ("evaluate", "predict", "check", "checkpoints"),
     ("train",),
     ("cli",),
 )
 PLACES = {name: (rank, i) for rank, row in enumerate(ROWS) for i, name in enumerate(row)}
 
 DOORS = {  # dependency -> the only modules (or packages of ours) that import it
-    "orbax": {"checkpoint"}, "wandb": {"tracking"}, "grain": {"data"}, "pandas": {"etl"}, "sqlalchemy": {"etl"},
+    "orbax": {"checkpoint"}, "tensorstore": {"checkpoint"},
+    "wandb": {"tracking"}, "grain": {"data"}, "pandas": {"etl"}, "sqlalchemy": {"etl"},
     "ml_collections": {"recipe"}, "absl": {"recipe"}, "importlib": {"cli", "runtime", "etl"}, "runpy": {"recipe"},
     "subprocess": {"cli"},
 }  # fmt: skip

@@ -39,6 +39,8 @@ class Run:
     cfg: Config
     devices: tuple[str, ...]
     printed: str = ""  # file of what its processes print; '': beside the workdir
+    recipe: Path = RECIPE
+    given: tuple[str, ...] = ()  # overrides of every start
 
     @property
     def workdir(self) -> Path:
@@ -57,11 +59,15 @@ class Run:
         """What its processes printed."""
         return Path(self.printed or f"{self.cfg.workdir}.out").read_text()
 
-    def _start(self, target: Any, more: Sequence[str], *given_to_it: Any) -> Any:
+    def start_etl(self) -> Any:
+        """Starts a process that builds the run's dataset."""
+        return self._start(command, (), verb="etl")
+
+    def _start(self, target: Any, more: Sequence[str], *given_to_it: Any, verb: str = "train") -> Any:
         paths = {"workdir": self.cfg.workdir, "dataset": self.cfg.dataset, "etl.source.path": self.cfg.etl.source.path}
         paths["runtime.compile_cache"] = COMPILED  # as on GPUs and TPUs, where a kill may also tear a compiled program
         given = [f"--config.{field}={value}" for field, value in paths.items()]
-        argv = ["train", "--config", str(RECIPE), *given, *self.devices, *more]
+        argv = [verb, "--config", str(self.recipe), *given, *self.devices, *self.given, *more]
         process = CONTEXT.Process(target=target, args=(argv, self.printed or f"{self.cfg.workdir}.out", *given_to_it))
         process.start()
         return process

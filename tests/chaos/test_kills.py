@@ -1,13 +1,22 @@
 """Killed and started again, a run ends with the bits of the straight run. The heart of the product."""
 
+import dataclasses
+import random
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from mlprod import manifest
+from mlprod.manifest import Manifest
+from mlprod.store import open_store
 from tests.chaos.harness import EIGHT_DEVICES, ONE_DEVICE, Run, assert_same_end, kill_at, last_lines, random_kills
-from tests.conftest import MakeConfig
+from tests.chaos.phases import Row, kill_etl, kill_in, phases
+from tests.conftest import RECIPE, MakeConfig
+from tests.plain import stored
 
 DEVICES = {"one": ONE_DEVICE, "eight": EIGHT_DEVICES}
 Straight = Callable[[str], Run]
@@ -50,10 +59,118 @@ def test_killed_run_ends_with_the_bits_of_the_straight_run(devices: str, straigh
 @pytest.mark.parametrize("devices", DEVICES)
 @pytest.mark.parametrize("seed", range(2))
 def test_ten_kills(devices: str, seed: int, straight: Straight, make_config: MakeConfig) -> None:
-    """The long form: ten kills."""
+    """The long form at random moments: ten kills, four times."""
     run = Run(make_config(f"killed-{seed}"), DEVICES[devices])
     killed(run, 10, seed=10 + seed)
     assert_same_end(run, straight(devices))
+
+
+BUSY = ("--config.checkpoint.every=3", "--config.checkpoint.keep_last=1", "--config.eval.every=4")
+PER_PHASE = 20  # kills in the long form
+
+
+@pytest.fixture(scope="module")
+def busy(csv: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Straight:
+    """Straight runs that save, prune and evaluate all the time."""
+    from tests.conftest import smoke_config
+
+    done: dict[str, Run] = {}
+
+    def run(devices: str) -> Run:
+        if devices not in done:
+            cfg = smoke_config(csv, dataset, tmp_path_factory.mktemp(f"busy-{devices}") / "straight", eval={"every": 4})
+            done[devices] = Run(cfg, DEVICES[devices], given=BUSY)
+            assert done[devices].finish() == 0, done[devices].output()
+        return done[devices]
+
+    return run
+
+
+def killed_in(name: str, wanted: int, devices: str, busy: Straight, make_config: MakeConfig, published: Manifest) -> list[Row]:
+    """Kills runs in a phase so many times, each run until it is done, and compares their ends with the straight run's."""
+    phase, rows = phases(published.num_rows("train") // 64)[name], list[Row]()
+    for number in range(wanted):
+        run = Run(make_config(f"{devices}-{number}", eval={"every": 4}), DEVICES[devices], given=BUSY)
+        found = kill_in(run, name, phase, wanted - len(rows), random.Random(f"{name} {devices} {number}"))
+        assert_same_end(run, busy(devices))
+        assert found, f"{name} was never seen before the run ended"
+        rows += found
+        if len(rows) >= wanted:
+            break
+    return rows
+
+
+@pytest.mark.parametrize("name", ["save: writing", "prune", "evaluate"])
+def test_killed_in_a_phase(name: str, busy: Straight, make_config: MakeConfig, published: Manifest) -> None:
+    """Twice while it saves, throws away or evaluates: nothing differs; what was not evaluated is evaluated again."""
+    assert len(killed_in(name, 2, "one", busy, make_config, published)) == 2
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("devices", DEVICES)
+@pytest.mark.parametrize("name", phases(1))
+def test_killed_in_every_phase(name: str, devices: str, busy: Straight, make_config: MakeConfig, published: Manifest) -> None:
+    """The long form: twenty kills in each phase, on one device and on eight; a line of the table for each."""
+    rows = killed_in(name, PER_PHASE, devices, busy, make_config, published)
+    gentle = sum(row["signal"] == "SIGTERM" for row in rows)
+    table = Path(tempfile.gettempdir()) / "mlprod-kills-by-phase.txt"
+    with table.open("a") as file:
+        print(f"{name}, {devices}: {len(rows)} kills, {gentle} of them SIGTERM, 0 differences", file=file)
+
+
+ETL_PHASES: dict[str, tuple[Callable[[Path], bool], float]] = {
+    "ETL read": (lambda dataset: any(dataset.glob("work/*/keys")), 0.1),
+    "ETL publish": (lambda dataset: any(dataset.glob("files/*/*")) or any(dataset.glob("manifests/.*")), 0.05),
+}
+
+
+@pytest.mark.parametrize("wanted", [2, pytest.param(PER_PHASE, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("name", ETL_PHASES)
+def test_a_killed_etl_builds_the_same_dataset(
+    name: str, wanted: int, make_config: MakeConfig, published: Manifest, tmp_path: Path
+) -> None:
+    """Killed while it reads, or while it writes what it publishes: no half version is ever seen, and the files are the same."""
+    seen, delay_s = ETL_PHASES[name]
+    dice, kills = random.Random(name), 0
+    for number in range(3 * wanted):
+        cfg = dataclasses.replace(make_config(f"etl-{number}"), dataset=str(tmp_path / f"dataset-{number}"))
+        run = Run(cfg, (), given=("--config.etl.chunk_rows=100",))
+        while kills < wanted and kill_etl(run, seen, delay_s, dice) == -signal.SIGKILL:
+            kills += 1
+            assert len(manifest.versions(open_store(cfg.dataset))) <= 1
+            if kills % 4 == 0:
+                break
+        process = run.start_etl()
+        process.join(60)
+        assert process.exitcode == 0, run.output()
+        found = manifest.read(open_store(cfg.dataset))
+        assert (found.dataset_id, found.version, found.splits) == (published.dataset_id, 1, published.splits)
+        assert [path.name for path in (Path(cfg.dataset) / "work").iterdir()] == ["lock"]
+        if kills >= wanted:
+            return
+    raise AssertionError(f"only {kills} kills came before the end")
+
+
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.chaos)])
+def test_bad_numbers_under_kills(
+    policy: str, kills: int, make_config: MakeConfig, published: Manifest, dataset: Path, tmp_path: Path
+) -> None:
+    """Batches with no finite loss, left out or rolled back from, wherever the run is killed."""
+    values = unique_values(dataset, published, count=3)
+    given = (f"--config.bad_numbers.policy={policy}", "--config.checkpoint.every=5", f"--config.model.poison={values}")
+    recipe = RECIPE.with_name("poisoned.py")
+    straight, run = (Run(make_config(name), ONE_DEVICE, recipe=recipe, given=given) for name in ("straight", "killed"))
+    assert straight.finish() == 0, straight.output()
+    killed(run, kills, seed=4)
+    assert_same_end(run, straight)
+
+
+def unique_values(dataset: Path, published: Manifest, count: int) -> tuple[float, ...]:
+    """Values of the first numeric feature of the training split that one row alone has."""
+    values, counts = np.unique(stored(dataset, published, "train")["numeric"][:, 0], return_counts=True)
+    alone = values[counts == 1]
+    return tuple(float(value) for value in alone[:: len(alone) // count][:count])
 
 
 def test_moved_to_other_devices_it_sees_the_same_examples(straight: Straight, make_config: MakeConfig) -> None:
