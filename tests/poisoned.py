@@ -17,7 +17,7 @@ class PoisonedConfig(MLPConfig):
     """The MLP, and what its loss cannot bear."""
 
     poison: tuple[float, ...] = knob((), "values of the first numeric feature")
-    becomes: float = knob(float("nan"), "the loss of a batch that has one")
+    becomes: str = knob("nan", "the loss of a batch that has one", choices=("nan", "inf", "-inf"))
 
     def build(self, features: FeatureSpec, rngs: nnx.Rngs) -> nnx.Module:
         """Returns the model."""
@@ -30,7 +30,7 @@ class Poisoned(MLP):
     def __init__(self, cfg: PoisonedConfig, features: FeatureSpec, rngs: nnx.Rngs) -> None:
         """Keeps the poison beside the layers."""
         super().__init__(cfg, features, rngs)
-        self.poison, self.becomes = cfg.poison, cfg.becomes
+        self.poison, self.becomes = cfg.poison, float(cfg.becomes)
 
     def loss(self, outputs: jax.Array, batch: Batch) -> Sums:
         """Returns {"loss": (sum, weight)}; outputs [B]."""
