@@ -13,7 +13,6 @@ Price: about 3 minutes and 4 GB of memory on 2 cores; --quick (a state of 32 MB,
 """
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _contenders import memory
 from _figures import Figure, arguments, publish
 
 from mlprod.checkpoint.leaves import digests
@@ -103,13 +103,13 @@ def restored(folder: str, size: int) -> dict[str, float]:
     abstract = jax.eval_shape(lambda: state_of_shapes(size))
     where = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), abstract)
     jax.block_until_ready(jnp.zeros(8) + 1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = memory("VmRSS")
     began = time.perf_counter()
     found = SavedSteps(Path(folder)).restore_newest(abstract, where)
     assert found is not None
     jax.block_until_ready(found[0])
     took = time.perf_counter() - began
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    peak = memory("VmHWM") - before
     return {"restore": took, "memory": peak / sum(leaf.nbytes for leaf in jax.tree.leaves(found[0]))}
 
 

@@ -46,7 +46,8 @@ class Store:
 
     def _open(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(step_format_fixed_length=8, cleanup_tmp_directories=True, create=True)
-        manager = ocp.CheckpointManager(self.saved.root, options=options)
+        handlers = {"state": ocp.PyTreeCheckpointHandler(use_compression=False), "run": ocp.JsonCheckpointHandler()}
+        manager = ocp.CheckpointManager(self.saved.root, options=options, item_handlers=handlers)
         foreign = sorted(set(manager.all_steps()) - set(self.saved.steps()))
         if foreign:  # orbax would take it for a step and refuse to save an earlier one
             manager.close()
@@ -83,7 +84,7 @@ class Store:
             table[path]["digest"] = words
         chunks = {path: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES) for path in leaves}
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(leaves, save_args=chunks), run=ocp.args.JsonSave(encode(replace(run, leaves=table)))
+            state=ocp.args.PyTreeSave(leaves, save_args=chunks), run=ocp.args.JsonSave(encode(replace(run, leaves=table)))
         )
         saved = self._settle(lambda: self._manager.save(run.step, args=items))
         if not saved:
