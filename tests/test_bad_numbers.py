@@ -114,7 +114,7 @@ def stopped(cfg: Config, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
-@pytest.mark.parametrize("stops", [[2], [7, 10], [4, 11, 14]], ids=str)
+@pytest.mark.parametrize("stops", [[7, 10], [2, 11, 14]], ids=str)
 def test_stopped_anywhere_it_ends_with_the_same_bits(
     policy: str, stops: list[int], make_config: MakeConfig, poison: Poison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,7 +128,7 @@ def test_stopped_anywhere_it_ends_with_the_same_bits(
     assert last_lines(cfg) == last_lines(straight)
 
 
-@pytest.mark.parametrize("window", [1, 2, 6])
+@pytest.mark.parametrize("window", [1, 6])
 def test_a_rollback_is_a_run_that_was_told_to_skip(window: int, make_config: MakeConfig, poison: Poison) -> None:
     """Bits, log and what is remembered: whole batches around the bad one are left out, from the start if need be."""
     cfg = poisoned(make_config, "run", [poison[4]], "rollback", steps=15, bad_numbers={"window": window})

@@ -178,24 +178,35 @@ class Store:
     def _remove(self, steps: Collection[int]) -> None:
         """Removes steps: each out of sight by one rename, so that a kill never leaves half a step."""
         going = self.saved.root / "going"
-        for step in steps:
-            going.mkdir(exist_ok=True)
-            shutil.rmtree(going / f"{step:08d}", ignore_errors=True)
-            self.saved.folder(step).rename(going / f"{step:08d}")
+        try:
+            for step in steps:
+                going.mkdir(exist_ok=True)
+                shutil.rmtree(going / f"{step:08d}", ignore_errors=True)
+                self.saved.folder(step).rename(going / f"{step:08d}")
+        except OSError as error:
+            raise CheckpointError(f"steps {list(steps)} below {self.saved.root} cannot be removed: {error.strerror}") from error
         shutil.rmtree(going, ignore_errors=True)
 
     def restore_newest(
         self, abstract: TrainState, where: TrainState, accept: Accept = accept_any
     ) -> tuple[TrainState, RunState] | None:
-        """As `SavedSteps.restore_newest`; a damaged step is moved to `checkpoints/damaged/`, so that its number is free."""
-        return self.saved.restore_newest(abstract, where, accept, strict=self._cfg.strict, set_aside=self._set_aside)
+        """As `SavedSteps.restore_newest`; a damaged step is moved to `checkpoints/damaged/`, so that its number is free.
+
+        What was restored was found good: what need not stay beside it goes.
+        """
+        found = self.saved.restore_newest(abstract, where, accept, strict=self._cfg.strict, set_aside=self._set_aside)
+        if found is not None and jax.process_index() == 0:
+            self._prune(found[1].step)
+        return found
 
     def forget_after(self, example: int) -> None:
         """Removes the steps that have seen examples from `example` on, and waits for a save under way first."""
         self.finish_save()
+        if self._reading is not None:  # of a step that may be about to go
+            self._reading[1].exception()
+        self._reading, self._unread = None, -1
         runs = self.saved.runs()
         self._remove([step for step, run in runs.items() if isinstance(run, RunState) and run.next_example > example])
-        self._unread = -1
         self._reopen()
 
     def _set_aside(self, step: int) -> None:

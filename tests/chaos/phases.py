@@ -31,6 +31,7 @@ class View:
     run: Run
     old_lines: int = 0
     old_steps: list[int] = field(default_factory=list)
+    ever: set[int] = field(default_factory=set)  # steps that were seen since training began
 
     def __post_init__(self) -> None:
         """Looks before the start."""
@@ -82,7 +83,11 @@ def _reading_back(view: View, aim: int) -> bool:
 
 
 def _pruning(view: View, aim: int) -> bool:
-    return "going" in view.folders() or (view.trained() >= aim and not set(view.old_steps) <= set(view.steps()))
+    if view.trained() < aim:  # what an earlier kill left there is no sign
+        return False
+    there = set(view.steps())
+    view.ever |= there
+    return "going" in view.folders() or not view.ever <= there
 
 
 def _evaluating(view: View, aim: int) -> bool:

@@ -89,11 +89,10 @@ def busy(csv: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def killed_in(name: str, wanted: int, devices: str, busy: Straight, make_config: MakeConfig, published: Manifest) -> list[Row]:
     """Kills runs in a phase so many times, each run until it is done, and compares their ends with the straight run's."""
     phase, rows = phases(published.num_rows("train") // 64)[name], list[Row]()
-    for number in range(wanted):
+    for number in range(2 * wanted):  # a run may end before it could be killed
         run = Run(make_config(f"{devices}-{number}", eval={"every": 4}), DEVICES[devices], given=BUSY)
         found = kill_in(run, name, phase, wanted - len(rows), random.Random(f"{name} {devices} {number}"))
         assert_same_end(run, busy(devices))
-        assert found, f"{name} was never seen before the run ended"
         rows += found
         if len(rows) >= wanted:
             break
@@ -112,6 +111,7 @@ def test_killed_in_a_phase(name: str, busy: Straight, make_config: MakeConfig, p
 def test_killed_in_every_phase(name: str, devices: str, busy: Straight, make_config: MakeConfig, published: Manifest) -> None:
     """The long form: twenty kills in each phase, on one device and on eight; a line of the table for each."""
     rows = killed_in(name, PER_PHASE, devices, busy, make_config, published)
+    assert len(rows) == PER_PHASE
     gentle = sum(row["signal"] == "SIGTERM" for row in rows)
     table = Path(tempfile.gettempdir()) / "mlprod-kills-by-phase.txt"
     with table.open("a") as file:
@@ -152,7 +152,7 @@ def test_a_killed_etl_builds_the_same_dataset(
 
 
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.chaos)])
 def test_bad_numbers_under_kills(
     policy: str, kills: int, make_config: MakeConfig, published: Manifest, dataset: Path, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ from mlprod.checkpoint.run_state import Damaged
 from mlprod.plan import Plan
 from tests.checkpoint.saved import Saved, assert_equal_bits
 
-FLIPS = 12  # of each file
+FLIPS = 8  # of each file
 
 Harm = Callable[[Path, random.Random], None]
 

@@ -109,7 +109,7 @@ def test_a_run_whose_saves_fail(harm: Callable[[Path], None], small_disk: Path, 
         assert "mlprod: resuming" in run.output()
 
 
-@pytest.mark.parametrize("saves", [30, pytest.param(100, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("saves", [20, pytest.param(100, marks=pytest.mark.chaos)])
 def test_many_saves_leave_memory_flat(saves: int, plan: Plan, tmp_path: Path) -> None:
     """From the tenth to the last, read back and pruned on the way: within 5%."""
     sizes = list[int]()

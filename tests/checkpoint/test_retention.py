@@ -101,6 +101,31 @@ def test_reading_back_goes_on_beside_the_steps(plan: Plan, tmp_path: Path) -> No
         assert sorted(path.name for path in store.saved.root.iterdir()) == ["00000005"]
 
 
+def test_what_was_restored_was_found_good(plan: Plan, tmp_path: Path) -> None:
+    """A run that ended before it could read back, or with other rules, throws away what need not stay when it starts again."""
+    with Store(tmp_path, CheckpointConfig()) as store:
+        save(store, plan, 1, 2, 3)
+    with Store(tmp_path, CheckpointConfig(keep_last=1)) as store:
+        assert store.saved.steps() == [1, 2, 3]
+        assert store.restore_newest(plan.abstract, plan.where) is not None
+        assert store.saved.steps() == [3]
+
+
+def test_steps_are_forgotten_while_one_is_read_back(plan: Plan, tmp_path: Path) -> None:
+    """Its reading may find it gone: that is no error."""
+    with Store(tmp_path, CheckpointConfig()) as store:
+        save(store, plan, 1, 2)
+        store.finish_save()
+        store.check()
+        assert store._reading is not None
+        store.forget_after(64)
+        assert store.saved.steps() == [1]
+        store.finish()
+        save(store, plan, 2)
+        store.finish()
+        assert store.saved.steps() == [1, 2]
+
+
 def test_only_what_the_run_made_goes(plan: Plan, tmp_path: Path) -> None:
     """Not another run's steps, nor damaged ones, nor files of other names, nor what a link leads to."""
     with Store(tmp_path / "other", CheckpointConfig()) as store:
