@@ -22,7 +22,7 @@ from mlprod.parallel.place import fetch
 from mlprod.state import flatten
 
 SHOWN = 20  # arrays named in a message
-CHUNK_BYTES = 64 << 20  # of an array on disk, at most: what reading a part of it costs
+CHUNK_BYTES = 16 << 20  # of an array on disk, at most: what reading a part of it costs
 
 Table = Mapping[str, Mapping[str, Any]]  # path -> {"shape", "dtype"} and, of a saved one, "digest"
 
