@@ -50,7 +50,7 @@ test-servers: env ## the tests that need servers installed on the system
 	$(BIN)/python -m pytest -m servers $(ARGS) || { [ $$? -eq 5 ] && echo "no server tests yet"; } # 5: nothing was collected
 
 chaos: env ## the long harness that kills and resumes runs
-	$(BIN)/python -m pytest -m chaos $(ARGS)
+	$(BIN)/python -m pytest -m chaos -rP $(ARGS)
 
 lint: env ## format, lint and type checks over every file git knows
 	$(BIN)/pre-commit run --all-files

@@ -80,12 +80,10 @@ def restore_for(plan: Plan, step: int) -> tuple[TrainState, RunState]:
     saved, strict = SavedSteps(workdir), plan.cfg.checkpoint.strict
     if step >= 0 and step not in saved.steps():
         raise WorkdirError(f"--step={step}: {workdir} has no such checkpoint; it has {saved.steps()}")
-    newest = step < 0
-    found = (
-        saved.restore_newest(plan.abstract, plan.where, strict=strict)
-        if newest
-        else saved.restore(step, plan.abstract, plan.where)
-    )
+    if step >= 0:
+        found: tuple[TrainState, RunState] | None = saved.restore(step, plan.abstract, plan.where)
+    else:
+        found = saved.restore_newest(plan.abstract, plan.where, strict=strict)
     if found is None:
         raise WorkdirError(
             f"config.workdir={plan.cfg.workdir!r} has no checkpoints; run `mlprod train` with the same config first"

@@ -44,17 +44,19 @@ def _first_state(plan: Plan) -> TrainState:
     return state
 
 
-def roll_back(plan: Plan, store: Store, run: RunState, bad: RollBack) -> tuple[TrainState, RunState]:
+def roll_back(plan: Plan, store: Store, run: RunState, bad: RollBack, number: int) -> tuple[TrainState, RunState]:
     """Returns the newest good state from before the examples that are left out now, if only that of step 0.
+
+    Args:
+        number: of rollbacks in this attempt, with this one. Ranges would not tell: those of a run that diverged join into one.
 
     Raises:
         TrainingError: there were too many.
     """
     cfg = plan.cfg.bad_numbers
     left_out = around(bad.position, cfg.window, plan.order.global_batch)
-    rolled = [part for part in run.skipped if not within(part, plan.cfg.loader.skip)]
-    if len(rolled) >= cfg.limit:
-        raise TrainingError(f"{bad}; {cfg.limit} ranges are left out already (config.bad_numbers.limit): {rolled}")
+    if number > cfg.limit:
+        raise TrainingError(f"{bad}; the run was rolled back {cfg.limit} times before it (config.bad_numbers.limit)")
     store.forget_after(left_out[0])
     restored = store.restore_newest(plan.abstract, plan.where)
     state, found = restored or (_first_state(plan), dataclasses.replace(run, step=0, next_example=0))

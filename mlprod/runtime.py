@@ -10,11 +10,12 @@ import os
 import platform
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 import jax
@@ -34,6 +35,7 @@ def start(cfg: RuntimeConfig) -> None:
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax tells of every save, and of a failed one in hundreds of lines
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # and of a damaged step in hundreds of lines; we say it in one
+    sys.excepthook = _without_closed_loops
     if cfg.deterministic:
         os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_DETERMINISTIC]).strip()
     if cfg.platform:
@@ -52,6 +54,13 @@ def start(cfg: RuntimeConfig) -> None:
     except (RuntimeError, AssertionError) as error:  # JAX asserts, without a word, where the platform's plugin is not installed
         why = " ".join(str(error).split()) or "it is not installed"
         raise ConfigError(f"config.runtime.platform={cfg.platform!r}: {why}; '' takes the best there is") from error
+
+
+def _without_closed_loops(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints what nothing caught, as Python does, but for what tensorstore's threads say when orbax has closed its event loop
+    after a failed save: dozens of tracebacks, into which the line that tells the cause would be mixed."""
+    if (kind, str(error)) != (RuntimeError, "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
 
 
 def environment(num_devices: int) -> dict[str, Any]:

@@ -61,13 +61,14 @@ def train(cfg: Config, devices: Sequence[jax.Device]) -> TrainState:
         line = ProgressLine(plan.steps, run.step, plan.order.global_batch, wanted=cfg.tracking.progress)
         with trackers as tracker, line:
             tracker.log(Record(kind="start", step=run.step, position=run.next_example, values={}))
-            done = None
+            done, rollbacks = None, 0
             while done is None:
                 try:
                     done = _loop(plan, state, run, store, tracker, line, ledger, stop)
                 except RollBack as bad:
+                    rollbacks += 1
                     with ledger.spent("state"):
-                        state, run = roll_back(plan, store, run, bad)
+                        state, run = roll_back(plan, store, run, bad, rollbacks)
             with ledger.spent("save"):
                 store.finish()
             line.say(ledger.line())

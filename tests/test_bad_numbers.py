@@ -158,6 +158,13 @@ def test_too_many_stop_the_run(policy: str, make_config: MakeConfig, poison: Poi
         trained(cfg)
 
 
+def test_rollbacks_are_counted_not_ranges(make_config: MakeConfig, poison: Poison) -> None:
+    """Those of neighbouring batches join into one range: a run that diverged would go on for ever."""
+    cfg = poisoned(make_config, "run", [poison[4], poison[5], poison[9]], "rollback", bad_numbers={"limit": 2})
+    with pytest.raises(TrainingError, match=r"rolled back 2 times before it \(config.bad_numbers.limit\)"):
+        trained(cfg)
+
+
 def test_rows_that_are_bad_themselves_are_named() -> None:
     rows = {
         "row_id": np.arange(8, dtype=np.uint32).reshape(4, 2),

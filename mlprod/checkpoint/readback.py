@@ -6,6 +6,7 @@ Price: reading the step once, in a thread beside the training, a chunk of memory
 """
 
 import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,17 +28,19 @@ def verify(folder: str, table: Table, index: int = 0, count: int = 1, meeting: P
 
     Args:
         folder: address of the step's arrays.
-        meeting: a folder of this step alone, where shares are left for process 0; needed where there are several.
+        meeting: a folder of this step alone, where shares are left for process 0; None: there is one process.
 
     Raises:
         Damaged: an array is not what was saved, or a share did not come.
     """
-    words = share(folder, table, index, count)
-    if meeting is not None and count > 1:
-        write_atomically(meeting / f"{index}-of-{count}.json", json.dumps(words))
+    if meeting is None:
+        words: Words = share(folder, table)
+    else:
+        _leave(folder, table, index, count, meeting)
         if index:
             return
         words = _summed(table, [_waited_for(meeting / f"{other}-of-{count}.json") for other in range(count)])
+        shutil.rmtree(meeting, ignore_errors=True)
     wrong = [path for path, described in table.items() if as_hex(words[path]) != described["digest"]]
     if wrong:
         raise Damaged(f"{len(wrong)} array(s) differ from what was saved: {some_of(wrong)}")
@@ -75,12 +78,27 @@ def _summed(table: Table, shares: list[Words]) -> dict[str, list[int]]:
     return total
 
 
+def _leave(folder: str, table: Table, index: int, count: int, meeting: Path) -> None:
+    """Leaves this process's share for process 0, or why there is none: nobody should wait for it."""
+    left: dict[str, Any] = {"damaged": "", "words": {}}
+    try:
+        left["words"] = share(folder, table, index, count)
+    except Exception as error:
+        left["damaged"] = str(error) or type(error).__name__
+        raise
+    finally:
+        write_atomically(meeting / f"{index}-of-{count}.json", json.dumps(left))
+
+
 def _waited_for(path: Path) -> Words:
-    """Returns another process's share when it is there."""
+    """Returns another process's share when it is there; raises Damaged when it found the step to be so, or does not come."""
     deadline = time.monotonic() + PATIENCE_S
     while not path.exists():
         if time.monotonic() > deadline:
             raise Damaged(f"another process did not read its share within {PATIENCE_S:.0f} s ({path})")
         time.sleep(0.05)
-    words: Words = json.loads(path.read_text())
+    left = json.loads(path.read_text())
+    if left["damaged"]:
+        raise Damaged(left["damaged"])
+    words: Words = left["words"]
     return words

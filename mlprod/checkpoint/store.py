@@ -121,9 +121,7 @@ class Store:
 
     def finish_save(self) -> None:
         """Waits until everything saved is on the disk; it is read back later. Raises CheckpointError: it failed."""
-        pending = self._pending
         self._settle(self._manager.wait_until_finished)
-        self._unread = max(self._unread, pending)
 
     def _settle(self, act: Any) -> Any:
         """Runs a call that may raise what a background save ran into, and gives it its name."""
@@ -135,6 +133,7 @@ class Store:
             raise CheckpointError(f"saving a step below {self.saved.root} failed: {type(error).__name__}: {cause}") from error
         if pending >= 0 and pending not in self.saved.steps():
             raise CheckpointError(f"step {pending} was being saved and is not below {self.saved.root}: was the folder removed?")
+        self._unread = max(self._unread, pending)
         return result
 
     # ---- reading back ----

@@ -2,7 +2,7 @@
 
 Promise: a leased block comes back by itself, and not before nothing refers to it or to a view of it: no batch, and no array on a
 device. Scratch is a thread's own.
-Price: about 3 us a lease; what was leased at once stays with its owner.
+Price: about 4 us a lease; what was leased at once stays with its owner.
 """
 
 import threading

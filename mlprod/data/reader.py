@@ -3,7 +3,7 @@
 Promise: what is returned is what was checked: a group's bytes are read once and compared with the manifest's checksum at every
 read. Either storage gives the same arrays. A file that was cut, replaced or removed, or a flipped bit, is one error that names
 file and group.
-Price: one read a group, into memory that was used before, and the checksum, about a third of that. Nothing is decoded: values
+Price: one read a group, into memory that was used before, and the checksum, about a fifth of that. Nothing is decoded: values
 lie in a file as they lie in memory, where the manifest says.
 """
 

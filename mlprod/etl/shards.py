@@ -2,7 +2,8 @@
 
 Promise: what is said of a file is read back from it after it was closed and is on the disk: bytes, checksums, SHA-256, and that
 the values of every trained column lie there as they lie in memory.
-Price: each file is read twice from the page cache; trained columns are not compressed.
+Price: each file is read from the page cache again: its trained columns twice, and all of it for the SHA-256; trained columns are
+not compressed.
 
 The columns that training reads stand first, so that a row group is one range of bytes for a reader, each in one plain page
 without nulls, dictionary or compression: the page's bytes are an array, and nothing is left to decode. It was two fifths of the

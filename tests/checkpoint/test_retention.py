@@ -1,7 +1,9 @@
 """Which saved steps stay, and that nothing goes before a newer one was read back, nor anything the run did not make."""
 
 import dataclasses
+import json
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlprod.checkpoint import retention
+from mlprod.checkpoint import readback, retention
 from mlprod.checkpoint.run_state import Damaged
 from mlprod.checkpoint.saved import SavedSteps
 from mlprod.checkpoint.store import Store
@@ -167,35 +169,75 @@ def test_what_a_kill_left_half_removed_is_removed(plan: Plan, tmp_path: Path) ->
     assert not (tmp_path / "checkpoints" / "going").exists()
 
 
+def shares(saved: SavedSteps, step: int, meeting: Path) -> dict[int, str]:
+    """What each of three processes finds when they read a step back together: "" or why it is damaged."""
+    found: dict[int, str] = {}
+
+    def read(index: int) -> None:
+        try:
+            readback.verify(saved.address(step), saved.read_run(step).leaves, index, 3, meeting)
+        except Damaged as error:
+            found[index] = str(error)
+        else:
+            found[index] = ""
+
+    threads = [threading.Thread(target=read, args=(index,), daemon=True) for index in (2, 1, 0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return found
+
+
 def test_shares_of_several_processes_add_up(plan: Plan, tmp_path: Path) -> None:
-    """Each reads a part; process 0 compares the sum, and refuses a step of which a part is harmed that another one read."""
-    from threading import Thread
-
-    from mlprod.checkpoint import readback
-
-    with Store(tmp_path, CheckpointConfig()) as store:
+    """Each reads a part; process 0 compares the sum, and learns at once of what another one could not read."""
+    with Store(tmp_path / "run", CheckpointConfig()) as store:
         save(store, plan, 1)
-        store.finish_save()
-        table = store.saved.read_run(1).leaves
-        for harmed in (False, True):
-            if harmed:
-                for file in data_files(store, 1):
-                    raw = file.read_bytes()
-                    file.write_bytes(raw[:-9] + bytes(9))
-            outcome: list[str] = []
+    meeting = tmp_path / "meeting"
+    assert shares(store.saved, 1, meeting) == {0: "", 1: "", 2: ""}
+    assert not meeting.exists(), "shares are left for no one"
+    for file in data_files(store, 1):
+        file.write_bytes(bytes(file.stat().st_size))
+    found = shares(store.saved, 1, tmp_path / "harmed")
+    assert found.keys() == {0, 1, 2}, "nobody waits for a share that will not come"
+    assert all(found.values())
 
-            def read(index: int, told: list[str] = outcome, meeting: Path = tmp_path / f"meeting-{harmed}") -> None:
-                try:
-                    readback.verify(store.saved.address(1), table, index, 3, meeting)
-                except Damaged as error:
-                    told.append(str(error))
 
-            threads = [Thread(target=read, args=(index,)) for index in (2, 1, 0)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join() if not harmed else thread.join(0.5)
-            assert bool(outcome) == harmed
+def test_process_0_learns_what_another_one_found(plan: Plan, tmp_path: Path) -> None:
+    """Its own share is whole, and so is the sum of none."""
+    with Store(tmp_path / "run", CheckpointConfig()) as store:
+        save(store, plan, 1)
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
+    (meeting / "1-of-2.json").write_text('{"damaged": "a part cannot be read", "words": {}}')
+    with pytest.raises(Damaged, match="a part cannot be read"):
+        readback.verify(store.saved.address(1), store.saved.read_run(1).leaves, 0, 2, meeting)
+
+
+def test_a_share_that_differs_refuses_the_step(plan: Plan, tmp_path: Path) -> None:
+    with Store(tmp_path / "run", CheckpointConfig()) as store:
+        save(store, plan, 1)
+    meeting, table = tmp_path / "meeting", store.saved.read_run(1).leaves
+    other = readback.share(store.saved.address(1), table, 1, 2)
+    path = next(path for path, words in other.items() if words != [0, 0])
+    other[path][0] ^= 1
+    meeting.mkdir()
+    (meeting / "1-of-2.json").write_text(json.dumps({"damaged": "", "words": other}))
+    with pytest.raises(Damaged, match=f"1 array\\(s\\) differ from what was saved: {path}"):
+        readback.verify(store.saved.address(1), table, 0, 2, meeting)
+
+
+def test_saves_that_overlap_are_read_back(plan: Plan, tmp_path: Path) -> None:
+    """Where each save begins before the one before is written, older steps go all the same."""
+    with Store(tmp_path, CheckpointConfig(keep_last=1)) as store:
+        for step in range(1, 9):
+            store._manager.is_saving_in_progress = lambda: True  # type: ignore[method-assign]
+            save(store, plan, step)
+            while store._reading is not None and not store._reading[1].done():
+                time.sleep(0.005)
+        assert len(store.saved.steps()) < 8
+        store.finish()
+        assert store.saved.steps() == [8]
 
 
 def test_a_run_keeps_its_best_step(make_config: MakeConfig) -> None:
