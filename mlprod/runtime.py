@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import jax
@@ -35,7 +35,8 @@ def start(cfg: RuntimeConfig) -> None:
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax tells of every save, and of a failed one in hundreds of lines
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # and of a damaged step in hundreds of lines; we say it in one
-    sys.excepthook = _without_closed_loops
+    if sys.unraisablehook is sys.__unraisablehook__:  # another's, as a test runner's, stands
+        sys.unraisablehook = _without_closed_loops
     if cfg.deterministic:
         os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_DETERMINISTIC]).strip()
     if cfg.platform:
@@ -56,11 +57,11 @@ def start(cfg: RuntimeConfig) -> None:
         raise ConfigError(f"config.runtime.platform={cfg.platform!r}: {why}; '' takes the best there is") from error
 
 
-def _without_closed_loops(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Prints what nothing caught, as Python does, but for what tensorstore's threads say when orbax has closed its event loop
-    after a failed save: dozens of tracebacks, into which the line that tells the cause would be mixed."""
-    if (kind, str(error)) != (RuntimeError, "Event loop is closed"):
-        sys.__excepthook__(kind, error, trace)
+def _without_closed_loops(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Prints what nothing can catch, as Python does, but for what tensorstore's threads say when orbax has closed its event
+    loop after a failed save: dozens of tracebacks, into which the line that tells the cause would be mixed."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def environment(num_devices: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Every file of a step, harmed in every way: the bits that were saved come back, or the step is refused. Nothing else passes."""
 
+import math
 import os
 import random
 import shutil
@@ -13,7 +14,7 @@ from mlprod.checkpoint.run_state import Damaged
 from mlprod.plan import Plan
 from tests.checkpoint.saved import Saved, assert_equal_bits
 
-FLIPS = 8  # of each file
+CORRUPTIONS = 300  # at least; a save has 18 to 21 files
 
 Harm = Callable[[Path, random.Random], None]
 
@@ -56,21 +57,21 @@ def swap(path: Path, chance: random.Random) -> None:
     shutil.copyfile(other, path)
 
 
-KINDS: dict[str, tuple[Harm, int]] = {
-    "flipped bit": (flip, FLIPS), "cut": (cut, 3), "zeroed": (zero, 1), "removed": (remove, 1), "grown": (grow, 1),
-    "swapped": (swap, 1),
+KINDS: dict[str, Harm] = {
+    "flipped bit": flip, "cut": cut, "zeroed": zero, "removed": remove, "grown": grow, "swapped": swap,
 }  # fmt: skip
 
 
 def harmed(folder: Path, whole: Path) -> Iterator[str]:
-    """Harms each file of a step, yields how, and mends it."""
-    chance = random.Random(3)
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        for kind, (harm, times) in KINDS.items():
-            for _ in range(times):
-                harm(path, chance)
-                yield f"{kind}: {path.relative_to(folder)}"
-                shutil.copyfile(whole / path.relative_to(folder), path)
+    """Harms each file of a step in each way, flips of bits as often as it takes to reach CORRUPTIONS, yields how, and mends it."""
+    chance, files = random.Random(3), sorted(p for p in folder.rglob("*") if p.is_file())
+    kinds = [*KINDS, "cut", "cut"]
+    kinds += ["flipped bit"] * (math.ceil(CORRUPTIONS / len(files)) - len(kinds))
+    for path in files:
+        for kind in kinds:
+            KINDS[kind](path, chance)
+            yield f"{kind}: {path.relative_to(folder)}"
+            shutil.copyfile(whole / path.relative_to(folder), path)
 
 
 def test_a_harmed_step_is_whole_or_refused(saved: Saved, plan: Plan, tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ def test_a_harmed_step_is_whole_or_refused(saved: Saved, plan: Plan, tmp_path: P
         table[what.split(":")[0], restored] += 1
     store.saved.verify(3)
     print(*(f"{kind}: {outcome} {count}" for (kind, outcome), count in sorted(table.items())), sep="\n")
-    assert table.total() >= 300
+    assert table.total() >= CORRUPTIONS
     assert all(table[kind, "refused"] for kind in KINDS if kind != "grown")
 
 
