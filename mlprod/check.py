@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mlprod import runtime
+from mlprod.checkpoint.copies import Copies
 from mlprod.config import Config
 from mlprod.errors import LayoutError
 from mlprod.order import batches_per_epoch, plan_epoch, reads_per_byte
@@ -114,4 +115,6 @@ def main(cfg: Config, options: argparse.Namespace) -> None:
     show(make_plan(cfg, jax.devices()), options.processes or jax.process_count())
     workdir = Path(cfg.workdir)
     runtime.check_writable(f"config.workdir={cfg.workdir!r}", workdir / "lease")
+    if cfg.checkpoint.copies:
+        Copies(cfg.checkpoint.copies).check_writable()
     print("check: all right")

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mlprod.checkpoint import retention
+from mlprod.checkpoint.copies import Copies
 from mlprod.checkpoint.run_state import Damaged, RunState
 from mlprod.checkpoint.saved import SavedSteps
 from mlprod.config import CheckpointConfig, Config
@@ -32,6 +33,8 @@ def main(cfg: Config, options: argparse.Namespace) -> None:
     console = Console(highlight=False)
     if options.action == "ls":
         console.print(listing(saved, cfg.checkpoint))
+        if cfg.checkpoint.copies:
+            console.print(told_of_copies(Copies(cfg.checkpoint.copies)), markup=False, soft_wrap=True)
     elif options.action == "show":
         show(saved, options.step if options.step >= 0 else steps[-1], console)
     else:
@@ -51,6 +54,14 @@ def listing(saved: SavedSteps, cfg: CheckpointConfig) -> Table:
             metric = _of_interest(run.metrics, cfg.keep_best)
             table.add_row(str(step), f"{run.next_example:,}", metric, size, when, ", ".join(kept[step]))
     return table
+
+
+def told_of_copies(copies: Copies) -> str:
+    """Returns a line on which steps are copied; raises CheckpointError where they cannot be read."""
+    try:
+        return f"copied to {copies.location}: {', '.join(map(str, copies.steps())) or 'none'}"
+    except OSError as error:
+        raise CheckpointError(copies.refusal("read", error)) from error
 
 
 def show(saved: SavedSteps, step: int, console: Console) -> None:

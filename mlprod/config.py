@@ -236,6 +236,7 @@ class CheckpointConfig:
     keep_every: int = knob(0, "steps that are a multiple of it stay; 0: none", unit="steps", low=0)
     keep_best: str = knob("log_loss", "the step that is best by it stays; '': none", choices=("", "log_loss", "auc", "accuracy"))
     pins: tuple[int, ...] = knob((), "steps that stay", low=0)
+    copies: str = knob("", "folder or address (s3://, gs://) that gets a copy of every step that stays; '': none")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mlprod import runtime
+from mlprod.checkpoint.copies import Copies
 from mlprod.checkpoint.run_state import RunState
 from mlprod.checkpoint.saved import SavedSteps
 from mlprod.config import Config
@@ -73,11 +74,13 @@ def restore_for(plan: Plan, step: int) -> tuple[TrainState, RunState]:
         ConfigError: the run was trained on another dataset.
     """
     workdir = Path(plan.cfg.workdir)
-    if not (workdir / "checkpoints").is_dir():
+    saved, strict = SavedSteps(workdir), plan.cfg.checkpoint.strict
+    if plan.cfg.checkpoint.copies and (step not in saved.steps() if step >= 0 else not saved.steps()):
+        Copies(plan.cfg.checkpoint.copies).bring(saved, lambda there: step in (-1, there))
+    if not saved.root.is_dir():
         raise WorkdirError(
             f"config.workdir={plan.cfg.workdir!r} has no checkpoints; run `mlprod train` with the same config first"
         )
-    saved, strict = SavedSteps(workdir), plan.cfg.checkpoint.strict
     if step >= 0 and step not in saved.steps():
         raise WorkdirError(f"--step={step}: {workdir} has no such checkpoint; it has {saved.steps()}")
     if step >= 0:

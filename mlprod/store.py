@@ -1,6 +1,6 @@
-"""Where a dataset lies: a local folder, or an object store through pyarrow's filesystems (`s3://`, `gs://`, `fsspec+...://`).
+"""Where files lie: a local folder, or one of an object store through pyarrow's filesystems (`s3://`, `gs://`, `fsspec+...://`).
 
-Promise: a remote read that fails is tried again with growing pauses until `PATIENCE_S` have passed, then it is an error; what is
+Promise: a remote call that fails is tried again with growing pauses until `PATIENCE_S` have passed, then it is an error; what is
 not there, or not allowed, is said at once. No password is ever shown or accepted: an address ends in logs and checkpoints.
 Price: one listing a folder; one ranged request a row group, and one more for a file's size when it is opened. `OPEN_FILES`
 files are kept open, shared by all threads.
@@ -8,6 +8,7 @@ files are kept open, shared by all threads.
 
 import os
 import re
+import shutil
 import threading
 import time
 from collections import OrderedDict
@@ -25,6 +26,7 @@ OPEN_FILES = 128
 PATIENCE_S = 32.0  # no attempt starts later: 8 of them when each fails at once
 PAUSE_S = 0.25  # before the second attempt; twice as long before each further one
 TIMEOUT_S = 5.0  # of an S3 connection that says nothing; in the middle of an answer it is noticed after about 12 s
+COPIED_BYTES = 16 << 20  # at once, of a file that is copied
 GCS_RETRY_S = 5  # Google's client tries for 15 minutes by default
 CREDENTIALS = "put it into the environment or the provider's own credentials file"
 S3_OPTIONS = ("region", "scheme", "endpoint_override")  # of an address, behind `?`
@@ -72,7 +74,10 @@ class _RemoteFile:
 
 
 class Store:
-    """A folder of immutable files. Safe to use from several threads."""
+    """A folder of files, those that are read in parts immutable. Safe to use from several threads.
+
+    Every method raises OSError when the store does not do what it is asked.
+    """
 
     def __init__(self, location: str, filesystem: Any, root: str, patience_s: float) -> None:
         """Opens nothing yet.
@@ -119,6 +124,58 @@ class Store:
         found = self._again(lambda: self._fs.get_file_info(selector))
         return {info.base_name: info.size for info in found if info.is_file}
 
+    def tree(self) -> dict[str, int]:
+        """Returns {path: bytes} of all files, at any depth; empty where there is no folder."""
+        selector = pafs.FileSelector(self._root, allow_not_found=True, recursive=True)
+        found = self._again(lambda: self._fs.get_file_info(selector))
+        return {info.path.removeprefix(f"{self._root}/"): info.size for info in found if info.is_file}
+
+    def fetch(self, path: str, to: Path) -> None:
+        """Copies one of these files to a new local file."""
+
+        def copy() -> None:
+            with self._fs.open_input_file(f"{self._root}/{path}") as source, open(to, "wb") as file:
+                shutil.copyfileobj(source, file, COPIED_BYTES)
+
+        self._again(copy)
+
+    def put(self, path: str, source: Path) -> None:
+        """Copies a local file to one of these, which another may read whole or not at all in an object store."""
+
+        def copy() -> None:
+            with open(source, "rb") as file, self._new(path) as target:
+                shutil.copyfileobj(file, target, COPIED_BYTES)
+
+        self._again(copy)
+
+    def write(self, path: str, body: bytes) -> None:
+        """Writes a small file, over another of its name."""
+
+        def whole() -> None:
+            with self._new(path) as file:
+                file.write(body)
+
+        self._again(whole)
+
+    def remove(self, path: str) -> None:
+        """Removes a folder with what is in it, or a file, where it is."""
+        where = f"{self._root}/{path}"
+
+        def away() -> None:
+            kind = self._fs.get_file_info(where).type
+            if kind == pafs.FileType.Directory:
+                self._fs.delete_dir(where)
+            elif kind == pafs.FileType.File:
+                self._fs.delete_file(where)
+
+        self._again(away)
+
+    def _new(self, path: str) -> Any:
+        where = f"{self._root}/{path}"
+        if self._local:
+            Path(where).parent.mkdir(parents=True, exist_ok=True)
+        return self._fs.open_output_stream(where)
+
     def _file(self, path: str) -> "_File":
         """Returns an open file; the one used longest ago is let go, and closes when no read of it is under way."""
         with self._lock:
@@ -152,12 +209,15 @@ class Store:
 
 
 def is_remote(location: str) -> bool:
-    """Whether a dataset's location is an address, not a folder of this machine."""
+    """Whether a location is an address, not a folder of this machine."""
     return "://" in location
 
 
-def open_store(location: str) -> Store:
-    """Opens the folder of a dataset. Credentials come from the environment or the provider's own files, as pyarrow finds them.
+def open_store(location: str, option: str = "config.dataset") -> Store:
+    """Opens a folder. Credentials come from the environment or the provider's own files, as pyarrow finds them.
+
+    Args:
+        option: what gives the location, for messages.
 
     Raises:
         DataError: an address that no filesystem knows, or one with a password.
@@ -166,12 +226,12 @@ def open_store(location: str) -> Store:
         return Store(location, pafs.LocalFileSystem(), str(Path(location).absolute()), patience_s=0.0)
     shown = PASSWORD.sub(r"\1:***@", location).partition("?")[0].rstrip("/")
     if PASSWORD.search(location):
-        raise DataError(f"config.dataset={shown!r} holds a password, which would end in logs and checkpoints; {CREDENTIALS}")
+        raise DataError(f"{option}={shown!r} holds a password, which would end in logs and checkpoints; {CREDENTIALS}")
     try:
         filesystem, root = _filesystem(location)
     except (pa.ArrowException, OSError, ImportError, ValueError) as error:
         told = " ".join(str(error).split())
-        raise DataError(f"config.dataset={shown!r}: {told}; give a folder, s3://, gs:// or fsspec+PROTOCOL://") from error
+        raise DataError(f"{option}={shown!r}: {told}; give a folder, s3://, gs:// or fsspec+PROTOCOL://") from error
     return Store(shown, filesystem, root, PATIENCE_S)
 
 
@@ -191,4 +251,5 @@ def _filesystem(address: str) -> tuple[Any, str]:
         raise ValueError(f"option {unknown[0]!r} is not used; known: {', '.join(S3_OPTIONS)}")
     once = pafs.AwsStandardS3RetryStrategy(max_attempts=1)
     region = {"region": filesystem.region}  # looked up from the bucket's name where none is given
-    return pafs.S3FileSystem(**options | region, connect_timeout=TIMEOUT_S, request_timeout=TIMEOUT_S, retry_strategy=once), root
+    given = {"connect_timeout": TIMEOUT_S, "request_timeout": TIMEOUT_S, "retry_strategy": once}
+    return pafs.S3FileSystem(**options | region, **given, allow_delayed_open=True), root  # a small file is one request

@@ -45,14 +45,15 @@ def encode(run: RunState) -> dict[str, str]:
     return {"text": text, "sha256": sha256_text(text)}
 
 
-def decode(body: Any, step: int) -> RunState:
-    """Returns the run JSON that was saved with `step`; what an older format lacks has its default.
+def parse(raw: bytes, step: int) -> RunState:
+    """Returns the run JSON that was saved with `step`, from its file; what an older format lacks has its default.
 
     Raises:
         Damaged: it is not what was saved, or speaks of another step.
         CheckpointError: its format is newer than known.
     """
     try:
+        body = json.loads(raw)
         text = body["text"]
         if sha256_text(text) != body["sha256"]:
             raise Damaged("the run JSON's SHA-256 differs")
@@ -63,5 +64,5 @@ def decode(body: Any, step: int) -> RunState:
             raise Damaged(f"the run JSON speaks of step {tree['step']}")
         tree["skipped"] = tuple(map(tuple, tree["skipped"]))
         return RunState(**{f.name: tree[f.name] for f in fields(RunState) if f.name in tree})
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise Damaged(f"the run JSON is none: {type(error).__name__}") from error

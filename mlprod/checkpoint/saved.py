@@ -5,7 +5,6 @@ damaged, loudly, and the one before is used.
 Price: a restore reads each array once, in the parts that the devices hold, and takes its digest on the devices.
 """
 
-import json
 import re
 import sys
 from collections.abc import Callable, Collection
@@ -15,13 +14,17 @@ import jax
 
 from mlprod.checkpoint import readback
 from mlprod.checkpoint.leaves import check_fits, leaf_table, read_leaves
-from mlprod.checkpoint.run_state import Damaged, RunState, decode
+from mlprod.checkpoint.run_state import Damaged, RunState, parse
 from mlprod.errors import CheckpointError, ConfigError
 from mlprod.parallel.place import fetch
 from mlprod.state import TrainState, flatten, unflatten
 
 STEP = re.compile(r"[0-9]{8,}")
 Accept = Callable[[RunState], None]  # raises where a run is not to be resumed
+
+
+class AllDamaged(CheckpointError):
+    """There are saved steps, and none is what was saved."""
 
 
 def accept_any(run: RunState) -> None:
@@ -70,10 +73,10 @@ class SavedSteps:
             CheckpointError: its format is newer than known.
         """
         try:
-            body = json.loads((self.folder(step) / "run" / "metadata").read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
+            raw = (self.folder(step) / "run" / "metadata").read_bytes()
+        except OSError as error:
             raise Damaged(f"the run JSON cannot be read: {type(error).__name__}") from error
-        return decode(body, step)
+        return parse(raw, step)
 
     def restore(
         self, step: int, abstract: TrainState, where: TrainState, accept: Accept = accept_any
@@ -143,7 +146,7 @@ class SavedSteps:
                 print(f"mlprod: {message}; going back to the step before", file=sys.stderr, flush=True)
                 set_aside(step)
         if steps:
-            raise CheckpointError(
+            raise AllDamaged(
                 f"all {len(steps)} saved steps below {self.root} are damaged; restore one from a copy, or use another workdir"
             )
         return None

@@ -2,15 +2,17 @@
 
 Promise: digests are taken on the devices before the save. A background save that failed ends the run with its cause. No step
 goes before a newer one was read back and found good, and none that the run did not make.
-Price: a save blocks the loop for the digests and a copy to the host; writing and reading back go on beside the steps.
+With `cfg.copies` every step that stays is copied there, after it was read back and before an older one goes.
+Price: a save blocks the loop for the digests and a copy to the host; writing, reading back and copying go on beside the steps.
 
 On disk: `WORKDIR/checkpoints/STEP/{state,run}`; `state` holds {our path: array}, `run` the run JSON (`run_state.py`). Beside the
-steps: `damaged/`, steps that were set aside, and `going/`, steps on their way out: what a kill left there is removed.
+steps: `damaged/`, steps that were set aside, and `going/` and `coming/`, steps on their way: what a kill left there is removed.
 """
 
 import shutil
+import sys
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
@@ -21,9 +23,11 @@ import jax
 import orbax.checkpoint as ocp
 
 from mlprod.checkpoint import retention
+from mlprod.checkpoint.copies import Copies, told_of
+from mlprod.checkpoint.lease import Lease
 from mlprod.checkpoint.leaves import CHUNK_BYTES, digests, leaf_table
 from mlprod.checkpoint.run_state import Damaged, RunState, encode
-from mlprod.checkpoint.saved import Accept, SavedSteps, accept_any
+from mlprod.checkpoint.saved import Accept, AllDamaged, SavedSteps, accept_any
 from mlprod.config import CheckpointConfig
 from mlprod.errors import CheckpointError, WorkdirError
 from mlprod.state import TrainState, flatten
@@ -37,8 +41,12 @@ class Store:
 
         Raises:
             WorkdirError: something lies among the steps that is none.
+            DataError: `cfg.copies` is no address, or one with a password.
         """
         self.saved, self._cfg = SavedSteps(workdir), cfg
+        self._copies = Copies(cfg.copies) if cfg.copies and jax.process_index() == 0 else None
+        self._lease = Lease(self._copies.store, workdir) if self._copies else None
+        self._missed = ""  # why the newest good step is not copied yet
         self._pending = -1  # the step of a save under way
         self._unread = -1  # the newest saved step that is still to be read back
         self._reading: tuple[int, Future[None]] | None = None
@@ -52,11 +60,17 @@ class Store:
         if foreign:  # orbax would take it for a step and refuse to save an earlier one
             manager.close()
             raise WorkdirError(f"{self.saved.root} has something named {foreign[-1]} that is no saved step; move it away")
-        shutil.rmtree(self.saved.root / "going", ignore_errors=True)
+        for passing in ("going", "coming"):
+            shutil.rmtree(self.saved.root / passing, ignore_errors=True)
         return manager
 
     def __enter__(self) -> "Store":
-        """Returns itself."""
+        """Takes the lease on the copies; raises WorkdirError when another process has it, or they cannot be written."""
+        if self._copies and self._lease:
+            try:
+                self._lease.take()
+            except OSError as error:
+                raise WorkdirError(self._copies.refusal("written", error)) from error
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
@@ -69,6 +83,8 @@ class Store:
         finally:
             with suppress(Exception):  # the same failure again, of whatever class
                 self._manager.close()
+            if self._lease:
+                self._lease.release()
 
     # ---- saving ----
 
@@ -97,31 +113,44 @@ class Store:
         """Looks after what goes on in the background: costs nothing while it is under way.
 
         Raises:
-            CheckpointError: a save has failed, or a step was read back and is not what was saved.
+            CheckpointError: a save has failed, a step was read back and is not what was saved, or another process copies now.
         """
+        if self._lease:
+            self._lease.check()
         if self._pending >= 0 and not self._manager.is_saving_in_progress():
-            self.finish_save()
+            self._settle(self._manager.wait_until_finished)
         if self._reading is not None and self._reading[1].done():
             self._finish_reading()
         if self._reading is None and self._unread >= 0:
             self._read_back()
 
     def finish(self) -> None:
-        """Waits until everything saved is on the disk, was read back, and what need not stay is gone.
+        """Waits until everything saved is on the disk, was read back and copied, and what need not stay is gone.
 
         Raises:
-            CheckpointError: see `check`.
+            CheckpointError: see `check`; or the newest step cannot be copied.
         """
-        self.finish_save()
+        self._settle(self._manager.wait_until_finished)
+        self._finish_background()
+        if self._missed:
+            raise CheckpointError(f"{self._missed}; all is saved below {self.saved.root}: the same command copies it")
+
+    def finish_save(self) -> None:
+        """Waits until everything saved is on the disk, and copied where the copies can be reached; nothing else is waited for.
+
+        Raises:
+            CheckpointError: a save failed.
+        """
+        self._settle(self._manager.wait_until_finished)
+        if self._copies is not None:
+            self._finish_background()
+
+    def _finish_background(self) -> None:
         while self._reading is not None or self._unread >= 0:
             if self._reading is not None:
                 self._finish_reading()
             else:
                 self._read_back()
-
-    def finish_save(self) -> None:
-        """Waits until everything saved is on the disk; it is read back later. Raises CheckpointError: it failed."""
-        self._settle(self._manager.wait_until_finished)
 
     def _settle(self, act: Any) -> Any:
         """Runs a call that may raise what a background save ran into, and gives it its name."""
@@ -145,6 +174,7 @@ class Store:
         def read() -> None:
             try:
                 self.saved.verify(step)
+                self._copy(step)
             except BaseException as error:
                 outcome.set_exception(error)
             else:
@@ -166,13 +196,25 @@ class Store:
         if jax.process_index() == 0:
             self._prune(step)
 
+    def _copy(self, good: int) -> None:
+        """Copies the steps that stay now that step `good` was found good, then removes the copies that need not."""
+        if self._copies is None or self._lease is None:
+            return
+        self._lease.check()
+        try:
+            here = _of_the_run_of(good, self.saved.runs())
+            going = retention.superfluous(here, good, self._cfg)
+            self._copies.copy(self.saved, [step for step in here if step <= good and step not in going])
+            there = _of_the_run_of(good, self._copies.runs())
+            self._copies.remove(retention.superfluous(there, good, self._cfg))
+            self._missed = ""
+        except OSError as error:
+            self._missed = f"step {good} is not copied to {self._copies.location}: {told_of(error)}"
+            print(f"mlprod: {self._missed}; it is tried again with the next save", file=sys.stderr, flush=True)
+
     def _prune(self, good: int) -> None:
         """Removes what need not stay now that step `good` was found good: steps of the same run alone."""
-        runs = {step: run for step, run in self.saved.runs().items() if isinstance(run, RunState)}
-        if good not in runs:  # harmed since it was read
-            return
-        ours = {step: run.metrics for step, run in runs.items() if run.run_id == runs[good].run_id}
-        self._remove(retention.superfluous(ours, good, self._cfg))
+        self._remove(retention.superfluous(_of_the_run_of(good, self.saved.runs()), good, self._cfg))
 
     def _remove(self, steps: Collection[int]) -> None:
         """Removes steps: each out of sight by one rename, so that a kill never leaves half a step."""
@@ -191,12 +233,28 @@ class Store:
     ) -> tuple[TrainState, RunState] | None:
         """As `SavedSteps.restore_newest`; a damaged step is moved to `checkpoints/damaged/`, so that its number is free.
 
-        What was restored was found good: what need not stay beside it goes.
+        A newer good step that is among the copies alone is brought from there. What was restored was found good: what need not
+        stay beside it goes.
         """
-        found = self.saved.restore_newest(abstract, where, accept, strict=self._cfg.strict, set_aside=self._set_aside)
+        found = self._restore(abstract, where, accept)
+        if self._copies is not None:
+            newest = found[1].step if found else -1
+            if self._copies.bring(self.saved, lambda step: step > newest):
+                del found  # or the devices would hold two
+                self._reopen()
+                found = self._restore(abstract, where, accept)
+            self._unread = found[1].step if found else -1  # for its copy, which may be missing
         if found is not None and jax.process_index() == 0:
             self._prune(found[1].step)
         return found
+
+    def _restore(self, abstract: TrainState, where: TrainState, accept: Accept) -> tuple[TrainState, RunState] | None:
+        try:
+            return self.saved.restore_newest(abstract, where, accept, strict=self._cfg.strict, set_aside=self._set_aside)
+        except AllDamaged:
+            if self._copies is None:
+                raise
+        return None
 
     def forget_after(self, example: int) -> None:
         """Removes the steps that have seen examples from `example` on, and waits for a save under way first."""
@@ -206,6 +264,11 @@ class Store:
         self._reading, self._unread = None, -1
         runs = self.saved.runs()
         self._remove([step for step, run in runs.items() if isinstance(run, RunState) and run.next_example > example])
+        if self._copies is not None:
+            try:
+                self._copies.remove([step for step, run in self._copies.runs().items() if run.next_example > example])
+            except OSError as error:
+                raise CheckpointError(self._copies.refusal("written", error)) from error
         self._reopen()
 
     def _set_aside(self, step: int) -> None:
@@ -219,3 +282,10 @@ class Store:
         """Makes orbax look at the folder anew: it keeps a list of its own."""
         self._manager.close()
         self._manager = self._open()
+
+
+def _of_the_run_of(good: int, runs: Mapping[int, RunState | Damaged]) -> dict[int, retention.Metrics]:
+    """Returns the metrics of each step of the run that step `good` is of; none when that was harmed since it was read."""
+    mine = runs.get(good)
+    ours = {step: run for step, run in runs.items() if isinstance(run, RunState)}
+    return {step: run.metrics for step, run in ours.items() if isinstance(mine, RunState) and run.run_id == mine.run_id}

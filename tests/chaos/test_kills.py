@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 from mlprod import manifest
+from mlprod.checkpoint.copies import Copies
+from mlprod.checkpoint.saved import SavedSteps
 from mlprod.manifest import Manifest
 from mlprod.store import open_store
 from tests.chaos.harness import EIGHT_DEVICES, ONE_DEVICE, Run, assert_same_end, kill_at, last_lines, random_kills
@@ -168,6 +171,32 @@ def unique_values(dataset: Path, published: Manifest, count: int) -> tuple[float
     values, counts = np.unique(stored(dataset, published, "train")["numeric"][:, 0], return_counts=True)
     alone = values[counts == 1]
     return tuple(float(value) for value in alone[:: len(alone) // count][:count])
+
+
+@pytest.mark.parametrize("machines", [2, pytest.param(PER_PHASE, marks=pytest.mark.chaos)])
+def test_lost_machines(machines: int, busy: Straight, make_config: MakeConfig, tmp_path: Path) -> None:
+    """Killed at random, and its folder is gone: from the copies of its steps alone it ends with the same bits."""
+    copies, dice, lost = Copies(str(tmp_path / "copies")), random.Random(machines), 0
+    given = (*BUSY, f"--config.checkpoint.copies={copies.location}")
+    run = Run(make_config("run", eval={"every": 4}), ONE_DEVICE, printed=str(tmp_path / "out"), given=given)
+    while lost < machines:
+        newest = max(copies.steps(), default=0)
+        _, code = kill_at(run, newest + dice.randint(1, 15), 0.05 * dice.random())
+        lost += code == -signal.SIGKILL
+        shutil.rmtree(run.workdir, ignore_errors=True)
+        if code == 0:  # it ended before it could be killed: as a new run
+            shutil.rmtree(tmp_path / "copies")
+    assert run.finish() == 0, run.output()
+    assert "was brought from" in run.output()
+    assert digests(run) == digests(busy("one"))
+    print(f"{lost} machines lost, 0 differences")
+
+
+def digests(run: Run) -> dict[str, str]:
+    """Of the arrays of the last step, which is read again."""
+    saved = SavedSteps(run.workdir)
+    saved.verify(saved.steps()[-1])
+    return {path: row["digest"] for path, row in saved.read_run(saved.steps()[-1]).leaves.items()}
 
 
 def test_moved_to_other_devices_it_sees_the_same_examples(straight: Straight, make_config: MakeConfig) -> None:

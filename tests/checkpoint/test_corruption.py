@@ -63,7 +63,7 @@ KINDS: dict[str, Harm] = {
 
 
 def harmed(folder: Path, whole: Path) -> Iterator[str]:
-    """Harms each file of a step in each way, flips of bits as often as it takes to reach CORRUPTIONS, yields how, and mends it."""
+    """Harms each file of a step in each way, with as many flips of bits as CORRUPTIONS takes, yields how, and mends it."""
     chance, files = random.Random(3), sorted(p for p in folder.rglob("*") if p.is_file())
     kinds = [*KINDS, "cut", "cut"]
     kinds += ["flipped bit"] * (math.ceil(CORRUPTIONS / len(files)) - len(kinds))
