@@ -58,7 +58,7 @@ def evaluate(
     metrics = binary_metrics(plan.cfg.eval.auc_rows)
     for sums, batch in scored_batches(plan, score, state, split, limit):
         for metric in metrics:
-            metric.merge(sums, batch["label"], batch["weight"])
+            metric.merge(sums)
         if sink is not None:
             real = batch["weight"] > 0
             ids = np.ascontiguousarray(batch["row_id"]).view("<u8")[:, 0]

@@ -19,18 +19,21 @@ BINS = 1 << 16
 
 
 def batch_sums(logits: jax.Array, loss: tuple[jax.Array, jax.Array], batch: Batch) -> dict[str, jax.Array]:
-    """The `update` on the device: scores float32[B] and scalar sums of one batch.
+    """The `update` on the device: "score" float32[B], "positive" bool[B], "real" bool[B] (with weight), and sums of one batch.
 
-    "rows" and "correct" are int32 counts of rows with weight; "loss" and "weight" float32 sums.
+    "rows" and "correct" are int32 counts of rows with weight; "loss" and "weight" float32 sums. All of the global batch, for a
+    process of several has the rows of its devices alone.
     """
-    real = batch["weight"] > 0
-    correct = real & ((logits > 0) == (batch["label"] > 0.5))
+    real, positive = batch["weight"] > 0, batch["label"] > 0.5
+    correct = real & ((logits > 0) == positive)
     return {
         "loss": loss[0],
         "weight": loss[1],
         "rows": real.sum(dtype=jnp.int32),
         "correct": correct.sum(dtype=jnp.int32),
         "score": jax.nn.sigmoid(logits.astype(jnp.float32)),
+        "positive": positive,
+        "real": real,
     }
 
 
@@ -58,8 +61,8 @@ def _area(positive: np.ndarray, negative: np.ndarray) -> tuple[float, float]:
 class Metric(Protocol):
     """One metric over an evaluation: starts at zero, merges batches on the host, finishes to values."""
 
-    def merge(self, sums: Mapping[str, np.ndarray], labels: np.ndarray, weight: np.ndarray) -> None:
-        """Adds a batch: its fetched `batch_sums`, labels [B] and weights [B] (0: padding)."""
+    def merge(self, sums: Mapping[str, np.ndarray]) -> None:
+        """Adds a batch: its fetched `batch_sums`."""
         ...
 
     def finish(self) -> dict[str, float]:
@@ -74,8 +77,8 @@ class LogLoss:
     total: float = 0.0
     weight: float = 0.0
 
-    def merge(self, sums: Mapping[str, np.ndarray], labels: np.ndarray, weight: np.ndarray) -> None:
-        """Adds a batch's sum and weight; labels and weight [B] are not needed."""
+    def merge(self, sums: Mapping[str, np.ndarray]) -> None:
+        """Adds a batch's sum and weight."""
         self.total += float(sums["loss"])
         self.weight += float(sums["weight"])
 
@@ -91,8 +94,8 @@ class Accuracy:
     rows: int = 0
     correct: int = 0
 
-    def merge(self, sums: Mapping[str, np.ndarray], labels: np.ndarray, weight: np.ndarray) -> None:
-        """Adds a batch's counts; labels and weight [B] are not needed."""
+    def merge(self, sums: Mapping[str, np.ndarray]) -> None:
+        """Adds a batch's counts."""
         self.rows += int(sums["rows"])
         self.correct += int(sums["correct"])
 
@@ -111,10 +114,9 @@ class Auc:
     rows: int = 0
     bins: np.ndarray = field(default_factory=lambda: np.zeros((2, BINS), np.int64))  # [label, score bin]
 
-    def merge(self, sums: Mapping[str, np.ndarray], labels: np.ndarray, weight: np.ndarray) -> None:
-        """Adds a batch's scores [B] and labels [B] where weight [B] is not 0."""
-        real = weight > 0
-        score, label = np.asarray(sums["score"])[real], labels[real] > 0.5
+    def merge(self, sums: Mapping[str, np.ndarray]) -> None:
+        """Adds the scores and labels of a batch's real rows."""
+        score, label = (np.asarray(sums[name])[sums["real"]] for name in ("score", "positive"))
         self.rows += len(score)
         at = np.clip((score.astype(np.float64) * BINS).astype(np.int64), 0, BINS - 1)
         for code in (0, 1):

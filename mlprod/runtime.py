@@ -112,11 +112,14 @@ def check_writable(option: str, path: Path) -> None:
 
 @contextmanager
 def hold(workdir: Path) -> Iterator[None]:
-    """Holds a run's folder for this process; the lock dies with the process, however it dies.
+    """Holds a run's folder for this process; the lock dies with the process, however it dies. Of several, process 0 holds it.
 
     Raises:
         WorkdirError: the folder cannot be written, or a living trainer holds it (which is named).
     """
+    if jax.process_index():
+        yield
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lease = open(workdir / "lease", "a+")  # noqa: SIM115 (held for the block)

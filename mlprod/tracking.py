@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
+
 from mlprod.config import TrackingConfig
 from mlprod.errors import TrainingError
 
@@ -136,7 +138,8 @@ class Trackers:
 
     def __init__(self, trackers: Iterable[Tracker]) -> None:
         """The first is the local log, whose failure is the run's."""
-        self._log, *self._others = trackers
+        trackers = list(trackers)
+        self._log, self._others = trackers[:1], trackers[1:]
 
     def __enter__(self) -> "Trackers":
         """Returns itself."""
@@ -144,12 +147,14 @@ class Trackers:
 
     def __exit__(self, *_: object) -> None:
         """Closes all of them."""
-        self._log.close()
+        for log in self._log:
+            log.close()
         self._guard(lambda tracker: tracker.close())
 
     def log(self, record: Record) -> None:
         """Gives a record to every tracker."""
-        self._log.log(record)
+        for log in self._log:
+            log.log(record)
         self._guard(lambda tracker: tracker.log(record))
 
     def _guard(self, act: Any) -> None:
@@ -164,6 +169,8 @@ class Trackers:
 def open_trackers(
     cfg: TrackingConfig, workdir: Path, name: str, run_id: str, attempt: int, config: Mapping[str, Any]
 ) -> Trackers:
-    """Returns the run's trackers: the local log, and W&B unless it is off."""
+    """Returns the run's trackers: the local log, and W&B unless it is off; on process 0 alone, none on the others."""
+    if jax.process_index():
+        return Trackers([])
     local = LocalLog(workdir, run_id, attempt)
     return Trackers([local] if cfg.wandb == "off" else [local, Wandb(cfg, workdir, name, run_id, config)])

@@ -28,6 +28,7 @@ from mlprod.errors import Preempted
 from mlprod.evaluate import evaluate
 from mlprod.ledger import Ledger
 from mlprod.order import drawn_positions
+from mlprod.parallel.agree import Agreement
 from mlprod.parallel.ahead import Ahead
 from mlprod.parallel.place import Rows, fetch, placed_ahead
 from mlprod.plan import Plan, make_plan
@@ -58,7 +59,9 @@ def train(cfg: Config, devices: Sequence[jax.Device]) -> TrainState:
         ledger.earlier = dict(run.ledger)
         with ledger.spent("tracking"):
             trackers = open_trackers(cfg.tracking, workdir, cfg.name, run.tracker_id, run.attempt, run.config)
-        line = ProgressLine(plan.steps, run.step, plan.order.global_batch, wanted=cfg.tracking.progress)
+        line = ProgressLine(
+            plan.steps, run.step, plan.order.global_batch, wanted=cfg.tracking.progress and not jax.process_index()
+        )
         with trackers as tracker, line:
             tracker.log(Record(kind="start", step=run.step, position=run.next_example, values={}))
             done, rollbacks = None, 0
@@ -91,13 +94,13 @@ def _loop(
     update = compile_update(plan.model, plan.optimizer, plan.rate, cfg.seed, plan.where, plan.placement, skip_bad=skip_bad)
     score = compile_score(plan.model, plan.placement)
     watch = Watch(cfg.bad_numbers, gradient_paths(plan.abstract), plan.order.global_batch)
-    late, saved_at = Late(tracker, line, watch), time.monotonic()
+    late, agreed, saved_at = Late(tracker, line, watch), Agreement(), time.monotonic()
     step, after, saved = run.step, run.next_example, run.step or -1
     positions = drawn_positions(after, plan.steps - step, plan.order.global_batch, joined((*cfg.loader.skip, *run.skipped)))
     with _batches(plan, positions, line) as batches:
         for position in positions:
             with ledger.spent("data wait"):
-                drawn = batches.draw(unless=lambda: stop.requested)
+                drawn = batches.draw(unless=lambda: stop.requested and agreed.alone)
             if drawn is None:
                 break
             with ledger.spent("compile" if step == run.step else "step"):
@@ -111,10 +114,11 @@ def _loop(
                     late.flush()
                     metrics = _evaluate(plan, score, state, step, after, tracker, line)
             store.check()
-            if step == plan.steps or _due(step, cfg.checkpoint.every) or time.monotonic() - saved_at >= cfg.checkpoint.every_s:
+            time_is_up, stopped = agreed(save=time.monotonic() - saved_at >= cfg.checkpoint.every_s, stop=stop.requested)
+            if step == plan.steps or _due(step, cfg.checkpoint.every) or time_is_up:
                 _save(plan, state, run, step, after, store, late, ledger, metrics)
                 saved, saved_at = step, time.monotonic()
-            if stop.requested:
+            if stopped:
                 break
     if step < plan.steps:
         if saved < step:

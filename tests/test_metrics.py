@@ -29,6 +29,8 @@ def sums(score: np.ndarray, label: np.ndarray, weight: np.ndarray) -> dict[str, 
         "rows": np.int32(real.sum()),
         "correct": np.int32((real & ((score > 0.5) == (label > 0.5))).sum()),
         "score": score,
+        "positive": label > 0.5,
+        "real": real,
     }
 
 
@@ -42,7 +44,7 @@ def test_batches_do_not_matter_and_padding_does_not_count(size: int) -> None:
     for start in range(0, 500, size):
         part = slice(start, start + size)
         for metric in metrics:
-            metric.merge(sums(score[part], label[part], weight[part]), label[part], weight[part])
+            metric.merge(sums(score[part], label[part], weight[part]))
     loss, accuracy, exact, binned = (metric.finish() for metric in metrics)
     real = weight > 0
     assert metrics[0].weight == real.sum()

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from mlprod.config import Config
 from mlprod.plan import make_plan
 from mlprod.state import flatten
 from mlprod.tracking import read_log
-from tests.chaos.child import broken_reader, command
+from tests.chaos.child import broken_reader, command, one_of_several
 from tests.conftest import COMPILED, RECIPE
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -54,6 +55,12 @@ class Run:
     def start_broken(self, *more: str, good_reads: int, fault: str, waiting_every_s: float = 10.0) -> Any:
         """Starts a process of the run whose reader breaks after some row groups: see `child.broken_reader`."""
         return self._start(broken_reader, more, good_reads, fault, waiting_every_s)
+
+    def start_several(self, count: int, *more: str) -> list[Any]:
+        """Starts the processes of the run, which train together; each has the run's devices."""
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        return [self._start(one_of_several, more, port, index, count) for index in range(count)]
 
     def output(self) -> str:
         """What its processes printed."""
