@@ -39,6 +39,7 @@ DIRECT: dict[str, tuple[type, ...]] = {
     "timestamp": (dt.datetime,),
 }
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+NULLS = frozenset({"", "NA"})  # texts that are missing values
 TRUE, FALSE = frozenset({"1", "t", "true", "yes"}), frozenset({"0", "f", "false", "no"})
 
 

@@ -7,10 +7,12 @@ Price: SQL rows pass through SQLAlchemy's cursor (about 230,000 rows/s); a looku
 
 import csv
 import datetime as dt
+import glob
+import io
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial, singledispatch
 from itertools import islice
@@ -23,10 +25,10 @@ import sqlalchemy as sa
 
 from mlprod.config import Column, CsvSource, Join, Lookup, On, SqlSource
 from mlprod.errors import DataError, nearest
-from mlprod.etl.schema import Loose, cast_strictly, require, shown
+from mlprod.etl import blocks
+from mlprod.etl.schema import NULLS, Loose, cast_strictly, require, shown
 from mlprod.manifest import sha256_file
 
-NULLS = frozenset({"", "NA"})
 _VALUE_BYTES, _HASH_BYTES = 16, 96  # of a value, and of a row's hashes and row id, in a spilled row
 _CSV_FACTOR = 4  # a short CSV row is several times larger with its hashes
 
@@ -232,48 +234,95 @@ def _undecodable(path: str) -> int:
     return 0
 
 
-def _csv_rows(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yields (line on which the record begins, fields) of a CSV file, the header first."""
-    line = 1
+@contextmanager
+def _told_of_csv(path: str) -> Iterator[None]:
+    """Turns what a CSV file refuses into a DataError."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        yield
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise DataError(f"there is no CSV file {path!r}; create it, or mend the path in the config") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} line {_undecodable(path)}: not UTF-8 text; write the file anew in that encoding") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _csv_rows(path: str, delimiter: str, start: int = 0, stop: int = -1) -> Iterator[tuple[int, list[str]]]:
+    """Yields (line on which the record begins, counted from `start`, fields) of a CSV file's bytes [start, stop)."""
+    line = 1
+    with _told_of_csv(path), open(path, "rb") as raw:
+        raw.seek(start)
+        bytes_ = raw if stop < 0 else io.BytesIO(raw.read(stop - start))
+        file = io.TextIOWrapper(bytes_, encoding="utf-8" if start else "utf-8-sig", newline="")
+        try:
             reader = csv.reader(file, delimiter=delimiter, strict=True)
             for fields in reader:
                 if fields:
                     yield line, fields
                 line = reader.line_num + 1
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise DataError(f"there is no CSV file {path!r}; create it, or mend the path in the config") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} line {_undecodable(path)}: not UTF-8 text; write the file anew in that encoding") from error
-    except csv.Error as error:
-        raise DataError(f"{path} line {line}: {error}; mend the line, its quotes must be closed") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        except csv.Error as error:
+            where = line + _lines_before(path, start)
+            raise DataError(f"{path} line {where}: {error}; mend the line, its quotes must be closed") from error
 
 
-def _line_of_file(path: str, lines: Sequence[int], i: int) -> str:
-    return f"{path} line {lines[i]}"
+def _lines_before(path: str, start: int) -> int:
+    """Returns how many lines end in the first `start` bytes of a file."""
+    count = 0
+    with open(path, "rb") as file:
+        while start > 0 and (piece := file.read(min(start, 1 << 20))):
+            count += piece.count(b"\n")
+            start -= len(piece)
+    return count
 
 
-def csv_chunks(path: str, delimiter: str, names: Sequence[str], chunk_rows: int) -> Iterator[Loose]:
-    """Yields the columns `names` of a CSV file as text in chunks; '' and NA are None.
+def _line_of_file(path: str, start: int, lines: Sequence[int], i: int) -> str:
+    return f"{path} line {_lines_before(path, start) + lines[i]}"
 
-    A row with another number of fields than the header is `broken`, its values None.
-    """
-    rows = _csv_rows(path, delimiter)
-    header = _csv_header((fields for _, fields in rows), path)
+
+def _csv_places(path: str, delimiter: str, names: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Returns the header of a CSV file and where the columns `names` stand in it."""
+    with closing(_csv_rows(path, delimiter)) as rows:
+        header = _csv_header((fields for _, fields in rows), path)
     for name in names:
         require(name, header, path)
         if header.count(name) > 1:
             raise DataError(f"{path}: the header names {name!r} twice; rename one of them")
-    at = [header.index(name) for name in names]
+    return header, [header.index(name) for name in names]
+
+
+def csv_chunks(
+    path: str, delimiter: str, names: Sequence[str], chunk_rows: int, start: int = 0, stop: int = -1
+) -> Iterator[Loose]:
+    """Yields the columns `names` of a CSV file as text in chunks; '' and NA are None.
+
+    A row with another number of fields than the header is `broken`, its values None.
+
+    Args:
+        start: of the bytes that are read; 0: from the header on.
+        stop: of the bytes that are read; -1: to the end.
+    """
+    header, at = _csv_places(path, delimiter, names)
+    rows = islice(_csv_rows(path, delimiter, start, stop), 0 if start else 1, None)
     while batch := list(islice(rows, chunk_rows)):
         broken = {i: f"has {len(f)} fields, the header {len(header)}" for i, (_, f) in enumerate(batch) if len(f) != len(header)}
         whole: list[list[str | None]] = [[None] * len(header) if i in broken else f for i, (_, f) in enumerate(batch)]  # type: ignore[misc]
         columns = {name: [None if row[j] in NULLS else row[j] for row in whole] for name, j in zip(names, at, strict=True)}
         lines = [line for line, _ in batch]
-        yield Loose(columns, len(batch), partial(_line_of_file, path, lines), broken)
+        yield Loose(columns, len(batch), partial(_line_of_file, path, start, lines), broken)
+
+
+def files_of(path: str) -> list[str]:
+    """Returns the files that a path or a pattern (`rows-*.csv`, `**` for any depth) names, sorted.
+
+    Raises:
+        DataError: a pattern that no file fits.
+    """
+    if Path(path).exists() or not re.search(r"[*?\[]", path):
+        return [path]
+    found = sorted(name for name in glob.glob(path, recursive=True) if Path(name).is_file())
+    if not found:
+        raise DataError(f"no file fits {path!r}; mend the path in the config")
+    return found
 
 
 # ---- one interface -----------------------------------------------------------------------------------------------------
@@ -301,13 +350,55 @@ identify.register(SqlSource, _sql_identity)
 
 @chunks.register
 def _(source: CsvSource, names: Sequence[str], chunk_rows: int) -> Iterator[Loose]:
-    return csv_chunks(source.path, source.delimiter, names, chunk_rows)
+    for path in files_of(source.path):
+        yield from csv_chunks(path, source.delimiter, names, chunk_rows)
 
 
 @identify.register
 def _(source: CsvSource, names: Sequence[str]) -> Identity:
-    described = _file_identity(source.path)
+    files = [_file_identity(path) for path in files_of(source.path)]
+    described = files[0] if len(files) == 1 else {"bytes": sum(file["bytes"] for file in files), "files": files}
     return Identity(description=described, expected_bytes=_CSV_FACTOR * described["bytes"], stable=True)
+
+
+@singledispatch
+def parts(source: Any, chunk_rows: int) -> list[Any]:
+    """Returns small descriptions of what may be read on its own: together the rows of a source, each once."""
+    return [None]
+
+
+@parts.register
+def _(source: CsvSource, chunk_rows: int) -> list[Any]:
+    found = []
+    for path in files_of(source.path):
+        with _told_of_csv(path):
+            found += blocks.cut(path, source.delimiter, chunk_rows * _row_bytes(path))
+    return found
+
+
+def _row_bytes(path: str) -> int:
+    """Returns about how long a line of a file is."""
+    with open(path, "rb") as file:
+        head = file.read(1 << 16)
+    return -(-len(head) // max(head.count(b"\n"), 1))
+
+
+@singledispatch
+def read(source: Any, part: Any, columns: Sequence[Column], chunk_rows: int) -> Iterator[pa.Table | Loose]:
+    """Yields the rows of a part, in their types where that is known to be right, else as the source has them."""
+    yield from chunks(source, [c.name for c in columns], chunk_rows)
+
+
+@read.register
+def _(source: CsvSource, part: blocks.Part, columns: Sequence[Column], chunk_rows: int) -> Iterator[pa.Table | Loose]:
+    names = [c.name for c in columns]
+    header, _ = _csv_places(part.path, source.delimiter, names)
+    if part.regular:
+        table = blocks.read(part, source.delimiter, header, columns)
+        if table is not None:
+            yield table
+            return
+    yield from csv_chunks(part.path, source.delimiter, names, chunk_rows, part.start, part.stop)
 
 
 def _file_identity(path: str) -> dict[str, Any]:
