@@ -171,7 +171,8 @@ class EtlConfig:
     file_groups: int = knob(64, "of a Parquet file", unit="row groups", rule=DATA, low=1)
     hash_seed: int = knob(0, "of the row hash, so of the stored order and the split", rule=DATA, low=0)
     chunk_rows: int = knob(65_536, "read from the source at once", unit="rows", low=1)
-    memory_bytes: int = knob(1 << 30, "aimed at by the external sort", unit="bytes", low=1 << 20)
+    memory_bytes: int = knob(1 << 29, "that the build takes at most, about", unit="bytes", low=1 << 20)
+    workers: int = knob(0, "0: one a core", unit="threads", low=0, high=256)
 
 
 # ---- how it is trained -------------------------------------------------------------------------------------------------

@@ -160,7 +160,8 @@ def _build(cls: Callable[..., Any], body: Mapping[str, Any], **changed: Any) -> 
     return cls(**{**{f.name: body[f.name] for f in dataclasses.fields(cls)}, **changed})  # type: ignore[arg-type]
 
 
-def _shard(body: Mapping[str, Any]) -> Shard:
+def shard_of(body: Mapping[str, Any]) -> Shard:
+    """Returns a file's description from its JSON data; raises ValueError, KeyError or TypeError where it is none."""
     tuples = {name: tuple(body[name]) for name in ("groups", "sums", "checksums")}
     spans = tuple((int(a), int(b)) for a, b in body["spans"])
     offsets = {int(rows): {str(c): int(at) for c, at in columns.items()} for rows, columns in body["offsets"].items()}
@@ -188,7 +189,7 @@ def read(dataset: Folder, version: int = 0) -> Manifest:
             age, way = ("newer", "update mlprod") if body["format"] > FORMAT else ("older", "`mlprod etl` builds a new version")
             raise DataError(f"{where}: format {body['format']} is {age} than {FORMAT}, which this mlprod reads; {way}")
         columns = tuple(_build(StoredColumn, c, shape=tuple(c["shape"])) for c in body["columns"])
-        splits = {name: tuple(_shard(s) for s in shards) for name, shards in body["splits"].items()}
+        splits = {name: tuple(shard_of(s) for s in shards) for name, shards in body["splits"].items()}
         manifest: Manifest = _build(Manifest, body, columns=columns, splits=splits)
         return manifest
     except (ValueError, KeyError, TypeError, AttributeError) as error:

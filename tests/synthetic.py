@@ -55,15 +55,22 @@ def empty_file(dataset: Path, name: str) -> Shard:
     )  # fmt: skip
 
 
-def write_dataset(dataset: Path, sizes: Sequence[int], group_rows: int, file_groups: int = 3) -> Manifest:
-    """Writes groups of these sizes, `file_groups` a file and an empty file in front and behind; returns what describes them."""
-    writer = ShardWriter(dataset, "files/train", SCHEMA, SCHEMA.names, file_groups)
-    for group, size in enumerate(sizes):
+def _file(dataset: Path, name: int, groups: Sequence[tuple[int, int]]) -> Shard:
+    """Writes a file of these (group, rows)."""
+    writer = ShardWriter(dataset, f"files/train-{name:05d}.parquet", SCHEMA, SCHEMA.names)
+    for group, size in groups:
         ids = np.array([row_id(group, row) for row in range(size)], np.uint64)
         values = values_of(ids)
         columns = [_packed(values["numeric"]), _packed(values["ids"]), values["label"], ids]
         writer.add(pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA), "0" * 32)
-    shards = (empty_file(dataset, "first.parquet"), *writer.close(), empty_file(dataset, "last.parquet"))
+    return writer.close()
+
+
+def write_dataset(dataset: Path, sizes: Sequence[int], group_rows: int, file_groups: int = 3) -> Manifest:
+    """Writes groups of these sizes, `file_groups` a file and an empty file in front and behind; returns what describes them."""
+    numbered = list(enumerate(sizes))
+    files = [_file(dataset, i, numbered[i : i + file_groups]) for i in range(0, len(sizes), file_groups)]
+    shards = (empty_file(dataset, "first.parquet"), *files, empty_file(dataset, "last.parquet"))
     columns = (
         *(_column(f"x{i}", "numeric", "float32", "packed_float32") for i in range(NUMERIC)),
         *(_column(f"c{i}", "categorical", "int32", "packed_int32") for i in range(IDS)),

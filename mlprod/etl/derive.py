@@ -4,6 +4,7 @@ Promise: the hook sees neither the label nor which rows are beside a row: it is 
 when the two differ. Frames have pandas' nullable dtypes, so an integer with nulls stays an integer.
 """
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 import pandas as pd
@@ -14,6 +15,7 @@ from mlprod.config import EtlConfig, no_transform
 from mlprod.errors import DataError
 from mlprod.etl.schema import ARROW, combined, require, without_nan
 
+SAMPLE_ROWS = 1000
 _NULLABLE = {
     pa.int64(): pd.Int64Dtype(),
     pa.float64(): pd.Float64Dtype(),
@@ -86,27 +88,16 @@ def check_row_wise(etl: EtlConfig, sample: pa.Table) -> None:
             )
 
 
-class Sample:
-    """The first rows of the input, gathered over its chunks, on which the hook is proved row-wise."""
-
-    ROWS = 1000
-
-    def __init__(self, etl: EtlConfig) -> None:
-        """Nothing is gathered yet."""
-        self._etl = etl
-        self._parts: list[pa.Table] = []
-        self._missing = self.ROWS
-
-    def add(self, rows: pa.Table) -> None:
-        """Takes the rows of a chunk until there are enough, and then checks them."""
-        if self._missing > 0:
-            self._parts.append(rows.slice(0, self._missing))
-            self._missing -= min(rows.num_rows, self._missing)
-            if self._missing == 0:
-                check_row_wise(self._etl, pa.concat_tables(self._parts))
-                self._parts.clear()
-
-    def close(self) -> None:
-        """Checks what there is, where the input ended before there was enough."""
-        if self._missing > 0 and self._parts:
-            check_row_wise(self._etl, pa.concat_tables(self._parts))
+def check_hook(etl: EtlConfig, chunks: Iterable[pa.Table]) -> None:
+    """Raises DataError when the hook is not row-wise on the first `SAMPLE_ROWS` labelled rows, however they are cut."""
+    if etl.transform is no_transform:
+        return
+    gathered, missing = list[pa.Table](), SAMPLE_ROWS
+    for rows in chunks:
+        labelled = rows.filter(pc.is_valid(rows[etl.label.column]))
+        gathered.append(labelled.slice(0, missing))
+        missing -= gathered[-1].num_rows
+        if not missing:
+            break
+    if gathered:
+        check_row_wise(etl, pa.concat_tables(gathered))

@@ -7,7 +7,9 @@ in memory.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +23,8 @@ from mlprod.features import Feature, FeatureSpec, as_text
 _DIGIT = 16
 _SIGN = np.uint64(1 << 63)
 
-Tables = Callable[[], Iterable[pa.Table]]
+# Gives a function each of the tables and yields what it returns, in the tables' order.
+Over = Callable[[Callable[[pa.Table], Any]], Iterable[Any]]
 
 
 def sortable(values: np.ndarray) -> np.ndarray:
@@ -46,7 +49,7 @@ def _numbers(column: pa.ChunkedArray) -> np.ndarray:
     return np.asarray(pc.cast(array, pa.int64()) if pa.types.is_boolean(array.type) else array)
 
 
-def lower_medians(tables: Tables, columns: Sequence[Column]) -> dict[str, float]:
+def lower_medians(over: Over, columns: Sequence[Column]) -> dict[str, float]:
     """Returns {column: its lower middle element} over all tables, exactly.
 
     A radix selection: each pass counts the next 16 bits of the values that share the prefix found so far.
@@ -57,14 +60,7 @@ def lower_medians(tables: Tables, columns: Sequence[Column]) -> dict[str, float]
     prefix = {c.name: 0 for c in columns}
     rank: dict[str, int] = {}
     for shift in range(64 - _DIGIT, -1, -_DIGIT):
-        counts = {c.name: np.zeros(1 << _DIGIT, np.int64) for c in columns}
-        for table in tables():
-            for c in columns:
-                words = sortable(_numbers(table[c.name]))
-                if shift < 64 - _DIGIT:
-                    words = words[words >> np.uint64(shift + _DIGIT) == np.uint64(prefix[c.name])]
-                digits = (words >> np.uint64(shift)) & np.uint64((1 << _DIGIT) - 1)
-                counts[c.name] += np.bincount(digits.astype(np.int64), minlength=1 << _DIGIT)
+        counts = _summed(over(partial(_digits, [c.name for c in columns], shift, prefix)))
         for c in columns:
             below = np.cumsum(counts[c.name])
             if not below[-1]:
@@ -76,30 +72,57 @@ def lower_medians(tables: Tables, columns: Sequence[Column]) -> dict[str, float]
     return {c.name: unsortable(prefix[c.name], np.dtype(np.float64 if c.type == "float64" else np.int64)) for c in columns}
 
 
-def vocabularies(tables: Tables, columns: Sequence[Column]) -> dict[str, tuple[str, ...]]:
+def _digits(names: Sequence[str], shift: int, prefix: Mapping[str, int], table: pa.Table) -> dict[str, np.ndarray]:
+    """Returns {column: int64[65536], how many values with the column's prefix have each next digit}."""
+    counts = {}
+    for name in names:
+        words = sortable(_numbers(table[name]))
+        if shift < 64 - _DIGIT:
+            words = words[words >> np.uint64(shift + _DIGIT) == np.uint64(prefix[name])]
+        digits = (words >> np.uint64(shift)) & np.uint64((1 << _DIGIT) - 1)
+        counts[name] = np.bincount(digits.astype(np.int64), minlength=1 << _DIGIT)
+    return counts
+
+
+def _summed(parts: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    total: dict[str, np.ndarray] = {}
+    for part in parts:
+        for name, counts in part.items():
+            total[name] = total[name] + counts if name in total else counts
+    return total
+
+
+def vocabularies(over: Over, columns: Sequence[Column]) -> dict[str, tuple[str, ...]]:
     """Returns {column: its training values as text, sorted}, those rarer than `min_count` left to the unknown slot.
 
     Raises:
         DataError: a column without any value.
     """
     counts: dict[str, Counter[str]] = {c.name: Counter() for c in columns}
-    for table in tables():
-        for c in columns:
-            found = pc.value_counts(combined(pc.drop_null(table[c.name])))
-            values = found.field("values")
-            text = values.to_pylist() if c.type == "string" else as_text(values.to_numpy(zero_copy_only=False)).tolist()
-            counts[c.name].update(dict(zip(text, found.field("counts").to_pylist(), strict=True)))
+    for found in over(partial(_value_counts, columns)):
+        for name, values in found.items():
+            counts[name].update(values)
     for c in columns:
         if not counts[c.name]:
             raise DataError(f"column {c.name!r} has no value in the training split; leave it out of config.etl.columns")
     return {c.name: tuple(sorted(v for v, n in counts[c.name].items() if n >= c.min_count)) for c in columns}
 
 
-def fit(tables: Tables, columns: Sequence[Column]) -> FeatureSpec:
-    """Fits the features among `columns` on `tables()`, the training split; means and scales follow when it is written."""
+def _value_counts(columns: Sequence[Column], table: pa.Table) -> dict[str, dict[str, int]]:
+    counts = {}
+    for c in columns:
+        found = pc.value_counts(combined(pc.drop_null(table[c.name])))
+        values = found.field("values")
+        text = values.to_pylist() if c.type == "string" else as_text(values.to_numpy(zero_copy_only=False)).tolist()
+        counts[c.name] = dict(zip(text, found.field("counts").to_pylist(), strict=True))
+    return counts
+
+
+def fit(over: Over, columns: Sequence[Column]) -> FeatureSpec:
+    """Fits the features among `columns` over the tables of the training split; means and scales follow when it is written."""
     features = [c for c in columns if c.role == "feature"]
-    medians = lower_medians(tables, [c for c in features if c.kind == "numeric"])
-    words = vocabularies(tables, [c for c in features if c.kind == "categorical"])
+    medians = lower_medians(over, [c for c in features if c.kind == "numeric"])
+    words = vocabularies(over, [c for c in features if c.kind == "categorical"])
     return FeatureSpec(
         features=tuple(
             Feature(name=c.name, kind=c.kind, fill=float(medians[c.name]))

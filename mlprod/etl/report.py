@@ -36,6 +36,19 @@ class Counts:
                         extremes[c.name] = pick(extremes.get(c.name, value), value)
 
 
+def merged(parts: Sequence[Counts]) -> Counts:
+    """Returns the counts of all parts together."""
+    whole = Counts()
+    for part in parts:
+        whole.read += part.read
+        whole.without_label += part.without_label
+        for name, nulls in part.nulls.items():
+            whole.nulls[name] = whole.nulls.get(name, 0) + nulls
+        for extremes, found, pick in ((whole.low, part.low, min), (whole.high, part.high, max)):
+            extremes.update({name: pick(extremes.get(name, value), value) for name, value in found.items()})
+    return whole
+
+
 def column_rows(counts: Counts, columns: Sequence[Column], spec: FeatureSpec, labelled: int) -> list[dict[str, Any]]:
     """Returns one JSON object a column: type, role, share of nulls, range, fill and vocabulary size."""
     fitted = {f.name: f for f in spec.features}

@@ -1,25 +1,26 @@
 """The ETL story: rows of a source become a version of a dataset. Read this file first.
 
-extract (typed, joined, hashed, spilled by key hash) -> settle (equal rows, row ids; spilled again by order hash, a split
-each) -> fit (training split only) -> write (row groups in order of the hash) -> publish (the manifest, last).
+extract (typed, joined, hashed, cut by key hash) -> settle (equal rows, row ids) -> sort (by order hash) -> fit (training split
+only) -> write (row groups in order of the hash) -> publish (the manifest, last).
 
 Promise: memory follows from `memory_bytes`, not from the input; a kill at any moment leaves the versions there were, and the
-same command goes on with the stages that were complete. The same content gives the same `dataset_id`.
-Price: rows are written to disk twice before they are written as Parquet.
+same command goes on with the tasks that are left. The same content gives the same `dataset_id`, and the same bytes.
+Price: rows are written to disk twice before they are written as Parquet, thrice where they have a key.
 """
 
 import fcntl
 import json
 import os
-import resource
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -27,15 +28,15 @@ from mlprod import __version__, compare, features, manifest
 from mlprod.config import Column, Config, EtlConfig
 from mlprod.errors import DataError, WorkdirError
 from mlprod.etl import fit, report, settle, sources, spill, split
-from mlprod.etl.derive import Sample, derive
+from mlprod.etl.derive import check_hook, derive
 from mlprod.etl.schema import FLOAT32_MAX, Loose, beyond_float32, cast_strictly, hashable
 from mlprod.etl.settle import KEY, LABEL, ORDER, ROW, SPLIT
-from mlprod.etl.write import SplitWriter, stored_columns
+from mlprod.etl.tasks import Tasks
+from mlprod.etl.write import FileWriter, Written, joined, stored_columns
 from mlprod.hashing import HASH_VERSION, hash_columns
 from mlprod.manifest import SPLITS, Manifest
 from mlprod.store import is_remote, open_store
 
-OPEN_FILES = 2048
 ETL_VERSION = 1  # of this program: another version builds anew
 
 
@@ -63,11 +64,12 @@ def build_key(etl: EtlConfig, identity: sources.Identity) -> str:
     return manifest.sha256_text(manifest.canonical(parts))[:32]
 
 
-def rows_of(etl: EtlConfig, columns: list[Column], chunks: Iterator[Loose]) -> Iterator[pa.Table]:
-    """Yields the rows of loose chunks in their declared types, with what the lookups add."""
-    lookups = [sources.read_lookup(lookup, etl.columns) for lookup in etl.lookups]
+def rows_of(
+    columns: Sequence[Column], lookups: Sequence[sources.LookupTable], chunks: Iterable[pa.Table | Loose]
+) -> Iterator[pa.Table]:
+    """Yields the rows of chunks in their declared types, with what the lookups add."""
     for chunk in chunks:
-        rows = cast_strictly(chunk, columns)
+        rows = cast_strictly(chunk, columns) if isinstance(chunk, Loose) else chunk
         for lookup in lookups:
             rows = lookup.join(rows)
         yield rows
@@ -99,120 +101,200 @@ def _check_values(etl: EtlConfig, rows: pa.Table) -> None:
             raise DataError(f"column {c.name!r} has a value beyond {FLOAT32_MAX:.3g}, which float32 cannot hold; scale it")
 
 
-def extract(etl: EtlConfig, work: Path, expected_bytes: int) -> report.Counts:
-    """Reads the source into `work/keys`, partitioned by key hash, so that all rows of a key meet in one bucket."""
-    counts = report.Counts()
-    columns = [*source_columns(etl), label_column(etl)]
-    chunks = sources.chunks(etl.source, [c.name for c in columns], etl.chunk_rows)
-    with spill.Spill(work / "keys", spill.num_bits(expected_bytes, etl.memory_bytes)) as out:
-        sample = Sample(etl)
-        for rows in rows_of(etl, columns, chunks):
-            labelled = rows.filter(pc.is_valid(rows[etl.label.column]))
-            counts.read += rows.num_rows
-            counts.without_label += rows.num_rows - labelled.num_rows
-            sample.add(labelled)
-            derived = derive(etl, labelled)
-            _check_values(etl, derived)
-            counts.add(derived, etl.columns)
-            hashed = _hashed(etl, derived)
-            out.add(hashed, hashed[KEY[0]].to_numpy())
-        sample.close()
+@dataclass(frozen=True)
+class Reading:
+    """How the source is read: decided once a build, so that an attempt that follows finds the tasks that are done."""
+
+    columns: Sequence[Column]
+    lookups: Sequence[sources.LookupTable]
+    chunk_rows: int
+    bits: int  # of the hash, by which buckets are cut
+
+    def rows(self, etl: EtlConfig, part: Any) -> Iterator[pa.Table]:
+        """Yields the rows of a part of the source."""
+        return rows_of(self.columns, self.lookups, sources.read(etl.source, part, self.columns, self.chunk_rows))
+
+
+def plan_reading(etl: EtlConfig, work: Path, expected_bytes: int) -> Reading:
+    """Returns how this build reads its source: as its first attempt decided."""
+    left = work / "reading.json"
+    if not left.is_file():
+        bits = spill.num_bits(expected_bytes, etl.memory_bytes // _workers(etl))
+        manifest.write_atomically(left, json.dumps({"chunk_rows": etl.chunk_rows, "bits": bits}))
+    columns = (*source_columns(etl), label_column(etl))
+    return Reading(columns, [sources.read_lookup(x, etl.columns) for x in etl.lookups], **json.loads(left.read_text()))
+
+
+def extract(etl: EtlConfig, tasks: Tasks, reading: Reading) -> tuple[report.Counts, spill.Index]:
+    """Reads the source, a task a part, into files cut by key hash, so that all rows of a key meet in one bucket."""
+    parts = sources.parts(etl.source, reading.chunk_rows)
+    check_hook(etl, (rows for part in parts for rows in reading.rows(etl, part)))
+    done = tasks.run("extract", {f"{i:06d}": partial(extract_part, etl, reading, tasks.work, i, p) for i, p in enumerate(parts)})
+    counts = report.merged([report.Counts(**left["counts"]) for left in done.values()])
     if not counts.read:
         raise DataError("the source has no rows; check config.etl.source and its filters")
     if counts.read == counts.without_label:
         raise DataError(f"none of the {counts.read} rows has a value in config.etl.label.column={etl.label.column!r}")
-    return counts
+    return counts, {f"{name}.arrow": left["buckets"] for name, left in done.items()}
 
 
-def settle_all(etl: EtlConfig, work: Path) -> int:
-    """Settles each bucket of `work/keys` into `work/SPLIT`, partitioned by order hash; returns the duplicates left out."""
-    extracted = [*(c.name for c in etl.columns if not c.derived), etl.label.column]
-    bits = (len(list((work / "keys").iterdir())) - 1).bit_length()
-    duplicates = 0
-    outs = [spill.Spill(work / name, bits) for name in SPLITS]
-    try:
-        for path in spill.buckets(work / "keys"):
-            settled = settle.settle(spill.read_bucket(path), extracted, etl.dedup)
-            duplicates += settled.duplicates
-            for code, out in enumerate(outs):
-                rows = settled.rows.filter(pc.equal(settled.rows[SPLIT], code))
-                if rows.num_rows:
-                    out.add(rows, rows[ORDER[0]].to_numpy())
-    finally:
-        for out in outs:
-            out.__exit__(None, None, None)
-    return duplicates
+def extract_part(etl: EtlConfig, reading: Reading, work: Path, number: int, part: Any) -> dict[str, Any]:
+    """Reads a part: its rows in their types, with what is derived and looked up, labelled, hashed, and cut by key hash."""
+    counts = report.Counts()
+    with spill.Spill(work / "extract" / f"{number:06d}.arrow") as out:
+        for rows in reading.rows(etl, part):
+            labelled = rows.filter(pc.is_valid(rows[etl.label.column])) if rows[etl.label.column].null_count else rows
+            counts.read += rows.num_rows
+            counts.without_label += rows.num_rows - labelled.num_rows
+            derived = derive(etl, labelled)
+            _check_values(etl, derived)
+            counts.add(derived, etl.columns)
+            hashed = _hashed(etl, derived)
+            out.add(hashed, spill.bucket_of(hashed[KEY[0]].to_numpy(), reading.bits))
+    return {"counts": asdict(counts), "buckets": out.buckets}
 
 
-def _stage(work: Path, name: str) -> dict[str, Any] | None:
-    """Returns what a completed stage left in the work folder, or None."""
-    path = work / f"{name}.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+@dataclass(frozen=True)
+class Stored:
+    """The rows as they will be stored: files of ascending order hash, each with the rows of every split in that order."""
+
+    folder: Path
+    files: Mapping[str, Sequence[int]]  # name -> the split of each of its batches
+    rows: Mapping[str, Sequence[int]]  # name -> rows of each split
+
+    def tables(self, split: int, columns: Sequence[str] = ()) -> Iterator[Callable[[], pa.Table]]:
+        """Yields what reads the rows of a split from each file that has any."""
+        for name, buckets in self.files.items():
+            if self.rows[name][split]:
+                yield partial(spill.read_bucket, self.folder, {name: buckets}, split, columns)
+
+    def of_split(self, split: int) -> int:
+        """Returns the rows of a split."""
+        return sum(rows[split] for rows in self.rows.values())
 
 
-def _settled(etl: EtlConfig, work: Path, expected_bytes: int) -> report.Counts:
-    """Extracts and settles; a stage that an earlier attempt at the same build completed is taken as it is."""
-    done = _stage(work, "settled")
-    if done is not None:
-        return report.Counts(**done)
-    extracted = _stage(work, "extracted")
-    if extracted is None:
-        shutil.rmtree(work / "keys", ignore_errors=True)
-        extracted = asdict(extract(etl, work, expected_bytes))
-        manifest.write_atomically(work / "extracted.json", json.dumps(extracted))
-    for name in SPLITS:
-        shutil.rmtree(work / name, ignore_errors=True)
-    counts = report.Counts(**{**extracted, "duplicates": settle_all(etl, work)})
-    manifest.write_atomically(work / "settled.json", json.dumps(asdict(counts)))
-    shutil.rmtree(work / "keys")
-    return counts
+def settle_all(etl: EtlConfig, tasks: Tasks, reading: Reading, extracted: spill.Index) -> tuple[Stored, int]:
+    """Settles each bucket of equal keys and sorts the rows into stored order; returns them and the duplicates left out.
+
+    Without a key, and with duplicates left out, the buckets of keys are those of the order: one pass does both.
+    """
+    buckets = [f"{i:03d}" for i in range(1 << reading.bits)]
+    aligned = etl.dedup == "exact" and not etl.key
+    done = tasks.run("settle", {b: partial(settle_bucket, etl, reading, tasks.work, extracted, b, aligned) for b in buckets})
+    duplicates = sum(left["duplicates"] for left in done.values())
+    if not aligned:
+        settled = {f"{b}.arrow": left["buckets"] for b, left in done.items()}
+        done = tasks.run("sort", {b: partial(sort_bucket, tasks.work, settled, b) for b in buckets})
+    files = {f"{b}.arrow": left["buckets"] for b, left in done.items()}
+    rows = {f"{b}.arrow": left["rows"] for b, left in done.items()}
+    folder = tasks.work / ("settle" if aligned else "sort")
+    for path in tasks.work.glob("*/*.arrow"):
+        if path.parent != folder:
+            path.unlink()
+    return Stored(folder, files, rows), duplicates
 
 
-def write_splits(etl: EtlConfig, spec: features.FeatureSpec, dataset: Path, folder: str, work: Path) -> dict[str, SplitWriter]:
-    """Writes every split's settled rows in stored order; returns the closed writers, which know files and sums."""
-    writers = {name: SplitWriter(etl, spec, dataset, folder, name) for name in SPLITS}
-    for name, writer in writers.items():
-        for bucket in spill.read_all(work / name):
-            writer.add(settle.in_stored_order(bucket))
-        writer.close()
-    return writers
+def settle_bucket(
+    etl: EtlConfig, reading: Reading, work: Path, extracted: spill.Index, name: str, aligned: bool
+) -> dict[str, Any]:
+    """Settles a bucket of equal keys, and cuts it by order hash, or by split where it is in stored order already."""
+    columns = [*(c.name for c in etl.columns if not c.derived), etl.label.column]
+    rows = spill.read_bucket(work / "extract", extracted, int(name))
+    if rows is None:
+        return {"buckets": [], "duplicates": 0, "rows": [0] * len(SPLITS)}
+    settled = settle.settle(rows, columns, etl.dedup)
+    if aligned:
+        return {"duplicates": settled.duplicates, **_store(work / "settle" / f"{name}.arrow", settled.rows)}
+    with spill.Spill(work / "settle" / f"{name}.arrow") as out:
+        out.add(settled.rows, spill.bucket_of(settled.rows[ORDER[0]].to_numpy(), reading.bits))
+    return {"duplicates": settled.duplicates, "buckets": out.buckets}
 
 
-def _check_label(etl: EtlConfig, train: SplitWriter) -> None:
-    positive = sum(train.labels)
-    if positive in (0, train.num_rows):
+def sort_bucket(work: Path, settled: spill.Index, name: str) -> dict[str, Any]:
+    """Sorts a bucket of order hashes."""
+    rows = spill.read_bucket(work / "settle", settled, int(name))
+    if rows is None:
+        return {"buckets": [], "rows": [0] * len(SPLITS)}
+    return _store(work / "sort" / f"{name}.arrow", settle.in_stored_order(rows))
+
+
+def _store(path: Path, rows: pa.Table) -> dict[str, Any]:
+    """Writes rows in stored order, split by split."""
+    split = rows[SPLIT].to_numpy().astype(np.int64)
+    with spill.Spill(path) as out:
+        out.add(rows, split)
+    return {"buckets": out.buckets, "rows": np.bincount(split, minlength=len(SPLITS)).tolist()}
+
+
+def write_splits(
+    etl: EtlConfig, spec: features.FeatureSpec, dataset: Path, folder: str, tasks: Tasks, stored: Stored
+) -> dict[str, Written]:
+    """Writes every split's rows in stored order, a task a file; returns what was written."""
+    per_file = etl.group_rows * etl.file_groups
+    files = [(code, n) for code in range(len(SPLITS)) for n in range(-(-stored.of_split(code) // per_file))]
+    named = {f"{SPLITS[code]}-{n:05d}": (code, n) for code, n in files}
+    done = tasks.run(
+        "write", {name: partial(_write_file, etl, spec, dataset, folder, stored, code, n) for name, (code, n) in named.items()}
+    )
+    return {
+        split: joined([left for name, left in done.items() if named[name][0] == code], spec) for code, split in enumerate(SPLITS)
+    }
+
+
+def _write_file(
+    etl: EtlConfig, spec: features.FeatureSpec, dataset: Path, folder: str, stored: Stored, code: int, number: int
+) -> dict[str, Any]:
+    """Writes file `number` of a split."""
+    per_file = etl.group_rows * etl.file_groups
+    start, stop, at = number * per_file, (number + 1) * per_file, 0
+    writer = FileWriter(etl, spec, dataset, folder, SPLITS[code], number)
+    for name, rows in stored.rows.items():
+        a, b = max(start - at, 0), min(stop - at, rows[code])
+        if a < b:
+            table = spill.read_bucket(stored.folder, {name: stored.files[name]}, code)
+            assert table is not None
+            writer.add(table.slice(a, b - a))
+        at += rows[code]
+    return writer.close()
+
+
+def _check_label(etl: EtlConfig, train: Written) -> None:
+    if train.positive in (0, train.num_rows):
         raise DataError(
-            f"every training row has label {int(positive > 0)}: config.etl.label says {etl.label.column} > {etl.label.above:g}; "
-            f"choose a threshold between the column's values"
+            f"every training row has label {int(train.positive > 0)}: config.etl.label says {etl.label.column} > "
+            f"{etl.label.above:g}; choose a threshold between the column's values"
         )
 
 
-def _fit(etl: EtlConfig, work: Path) -> features.FeatureSpec:
+def _fit(etl: EtlConfig, tasks: Tasks, stored: Stored) -> features.FeatureSpec:
     """Fits on the training split.
 
     Raises:
         DataError: there are no training rows, or a feature has no value in them.
     """
-    if not spill.buckets(work / "train"):
+    train = SPLITS.index("train")
+    if not stored.of_split(train):
         raise DataError("the split left no training rows; lower config.etl.split.eval and .test, or split by a finer column")
     names = [c.name for c in etl.columns if c.role == "feature"]
-    return fit.fit(lambda: spill.read_all(work / "train", names), etl.columns)
+    return fit.fit(lambda act: tasks.map(act, stored.tables(train, names)), etl.columns)
 
 
 def _publish(
-    cfg: Config, key: str, identity: sources.Identity, counts: report.Counts, spec: features.FeatureSpec, seconds: float
+    cfg: Config, key: str, identity: sources.Identity, counts: report.Counts, tasks: Tasks, stored: Stored, began: float
 ) -> Manifest:
-    """Writes the splits, the fitted transform, the report and, last, the manifest that makes them a version."""
+    """Fits, writes the splits, the fitted transform, the report and, last, the manifest that makes them a version."""
     etl, dataset = cfg.etl, Path(cfg.dataset)
+    spec = _fit(etl, tasks, stored)
     version = (manifest.versions(open_store(cfg.dataset)) or [0])[-1] + 1
-    shutil.rmtree(dataset / "files" / f"{version:06d}", ignore_errors=True)  # of an attempt that published nothing
-    writers = write_splits(etl, spec, dataset, f"files/{version:06d}", _work(dataset, key))
-    train = writers["train"]
+    if not (tasks.work / "write").exists():
+        shutil.rmtree(dataset / "files" / f"{version:06d}", ignore_errors=True)  # of another build that published nothing
+    written = write_splits(etl, spec, dataset, f"files/{version:06d}", tasks, stored)
+    train = written["train"]
     _check_label(etl, train)
     fitted = [train.scales[f.name].fitted(f, train.num_rows) if f.kind == "numeric" else f for f in spec.features]
     spec = features.FeatureSpec(features=tuple(fitted))
     columns, text = stored_columns(etl, spec), features.dumps(spec)
-    splits = {name: tuple(writer.shards) for name, writer in writers.items()}
+    splits = {name: split.shards for name, split in written.items()}
     published = Manifest(
         format=manifest.FORMAT, version=version, parent=0, build_key=key,
         dataset_id=manifest.content_id(columns, text, splits), config=compare.data_json(etl),
@@ -221,7 +303,7 @@ def _publish(
         report=f"reports/{version:06d}.json", source=identity.description | {"rows_read": counts.read, "mlprod": __version__},
     )  # fmt: skip
     manifest.write_atomically(dataset / published.features, text)
-    body = _report(cfg, published, writers, counts, spec, seconds)
+    body = _report(cfg, published, written, counts, spec, time.monotonic() - began)
     manifest.write_atomically(dataset / published.report, json.dumps(body, indent=1, default=str))
     manifest.write(dataset, published)
     return published
@@ -230,7 +312,7 @@ def _publish(
 def _report(
     cfg: Config,
     published: Manifest,
-    writers: Mapping[str, SplitWriter],
+    written: Mapping[str, Written],
     counts: report.Counts,
     spec: features.FeatureSpec,
     seconds: float,
@@ -239,19 +321,23 @@ def _report(
     labelled = counts.read - counts.without_label
     splits = {
         name: {
-            "rows": w.num_rows, "positive_share": sum(w.labels) / max(w.num_rows, 1),
+            "rows": w.num_rows, "positive_share": w.positive / max(w.num_rows, 1),
             "files": len(w.shards), "bytes": sum(s.bytes for s in w.shards),
         }
-        for name, w in writers.items()
+        for name, w in written.items()
     }  # fmt: skip
     return {
         "dataset": cfg.dataset, "version": published.version, "dataset_id": published.dataset_id, "seconds": seconds,
         "rows": {
             "read": counts.read, "without_label": counts.without_label, "duplicates": counts.duplicates,
-            "kept": sum(w.num_rows for w in writers.values()),
+            "kept": sum(w.num_rows for w in written.values()),
         },
         "splits": splits, "columns": report.column_rows(counts, cfg.etl.columns, spec, labelled),
     }  # fmt: skip
+
+
+def _workers(etl: EtlConfig) -> int:
+    return etl.workers or os.cpu_count() or 1
 
 
 def _work(dataset: Path, key: str) -> Path:
@@ -290,13 +376,6 @@ def _built(cfg: Config, key: str) -> Manifest | None:
     return manifest.read(store) if manifest.newest_build_key(store) == key else None
 
 
-def _allow_open_files() -> None:
-    """Raises this process's limit of open files: a spill holds up to 3 x 256, more than some systems allow at first."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < OPEN_FILES:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(OPEN_FILES, hard) if hard > 0 else OPEN_FILES, hard))
-
-
 def build(cfg: Config) -> tuple[Manifest, bool]:
     """Builds the dataset of the config; returns its manifest and whether anything had to be done.
 
@@ -308,7 +387,6 @@ def build(cfg: Config) -> tuple[Manifest, bool]:
     if is_remote(cfg.dataset):
         raise WorkdirError(f"config.dataset={cfg.dataset!r} is remote; build it in a local folder, then copy the folder there")
     began, dataset, etl = time.monotonic(), Path(cfg.dataset), cfg.etl
-    _allow_open_files()
     names = [c.name for c in [*source_columns(etl), label_column(etl)]]
     identity = sources.identify(etl.source, names)
     key = build_key(etl, identity)
@@ -324,12 +402,13 @@ def build(cfg: Config) -> tuple[Manifest, bool]:
             if other.is_dir() and other != work:
                 shutil.rmtree(other)
         work.mkdir(parents=True, exist_ok=True, mode=0o700)
-        counts = _settled(etl, work, identity.expected_bytes)
+        tasks, reading = Tasks(work, _workers(etl)), plan_reading(etl, work, identity.expected_bytes)
+        counts, extracted = extract(etl, tasks, reading)
         if sources.identify(etl.source, names).description != identity.description:
             shutil.rmtree(work)
             raise DataError("the source changed while it was read (its count or watermark differs); run `mlprod etl` again")
-        spec = _fit(etl, work)
-        published = _publish(cfg, key, identity, counts, spec, time.monotonic() - began)
+        stored, counts.duplicates = settle_all(etl, tasks, reading, extracted)
+        published = _publish(cfg, key, identity, counts, tasks, stored, began)
         shutil.rmtree(work)
     return published, True
 

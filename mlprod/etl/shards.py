@@ -1,4 +1,4 @@
-"""Parquet files of one split: row groups as they come, a new file every so many, and what a reader needs to check each.
+"""A Parquet file of examples: row groups as they come, and what a reader needs to check each.
 
 Promise: what is said of a file is read back from it after it was closed and is on the disk: bytes, checksums, SHA-256, and that
 the values of every trained column lie there as they lie in memory.
@@ -25,47 +25,34 @@ OTHERWISE = "this pyarrow writes otherwise"
 
 
 class ShardWriter:
-    """Writes one split's row groups, in order, as files `PREFIX-00000.parquet`, ..."""
+    """Writes the row groups of one file, in order."""
 
-    def __init__(self, dataset: Path, prefix: str, schema: pa.Schema, trained: Collection[str], file_groups: int) -> None:
-        """`prefix`: of the files, below `dataset`; `trained`: the columns that training reads, of types of fixed width."""
+    def __init__(self, dataset: Path, name: str, schema: pa.Schema, trained: Collection[str]) -> None:
+        """`name`: of the file, below `dataset`; `trained`: the columns that training reads, of types of fixed width."""
         first = [field.with_nullable(False) for field in schema if field.name in trained]
         self._schema = pa.schema([*first, *(field for field in schema if field.name not in trained)])
-        self._dataset, self._prefix, self._trained, self._file_groups = dataset, prefix, first, file_groups
-        self._writer: pq.ParquetWriter | None = None
+        self._dataset, self._path, self._trained = dataset, dataset / name, first
         self._groups: list[int] = []
         self._sums: list[str] = []
-        self.shards: list[Shard] = []
-        (dataset / prefix).parent.mkdir(parents=True, exist_ok=True)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        codecs = ["none"] * len(first) + ["lz4"] * (len(self._schema) - len(first))
+        self._writer = pq.ParquetWriter(
+            self._path, self._schema, compression=dict(zip(self._schema.names, codecs, strict=True)), use_dictionary=False,
+            write_statistics=False, store_schema=True, data_page_size=ONE_PAGE, max_rows_per_page=ONE_PAGE,
+        )  # fmt: skip
 
     def add(self, group: pa.Table, content_sum: str) -> None:
         """Writes a row group; `content_sum`: 32 hex digits over its examples."""
-        if self._writer is None:
-            codecs = ["none"] * len(self._trained) + ["lz4"] * (len(self._schema) - len(self._trained))
-            self._writer = pq.ParquetWriter(
-                self._path(), self._schema, compression=dict(zip(self._schema.names, codecs, strict=True)), use_dictionary=False,
-                write_statistics=False, store_schema=True, data_page_size=ONE_PAGE, max_rows_per_page=ONE_PAGE,
-            )  # fmt: skip
         self._writer.write_table(group.select(self._schema.names).cast(self._schema), row_group_size=group.num_rows)
         self._groups.append(group.num_rows)
         self._sums.append(content_sum)
-        if len(self._groups) == self._file_groups:
-            self.close()
 
-    def close(self) -> tuple[Shard, ...]:
-        """Ends the file that is open and returns all of them."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-            path = self._path()
-            _to_disk(path)
-            _to_disk(path.parent)
-            self.shards.append(self._described(path))
-            self._groups, self._sums = [], []
-        return tuple(self.shards)
-
-    def _path(self) -> Path:
-        return self._dataset / f"{self._prefix}-{len(self.shards):05d}.parquet"
+    def close(self) -> Shard:
+        """Ends the file, which is on the disk then, and returns what is to be known of it."""
+        self._writer.close()
+        _to_disk(self._path)
+        _to_disk(self._path.parent)
+        return self._described(self._path)
 
     def _described(self, path: Path) -> Shard:
         spans: list[tuple[int, int]] = []

@@ -11,7 +11,7 @@ import glob
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial, singledispatch
@@ -247,7 +247,7 @@ def _told_of_csv(path: str) -> Iterator[None]:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _csv_rows(path: str, delimiter: str, start: int = 0, stop: int = -1) -> Iterator[tuple[int, list[str]]]:
+def _csv_rows(path: str, delimiter: str, start: int = 0, stop: int = -1) -> Generator[tuple[int, list[str]], None, None]:
     """Yields (line on which the record begins, counted from `start`, fields) of a CSV file's bytes [start, stop)."""
     line = 1
     with _told_of_csv(path), open(path, "rb") as raw:

@@ -10,8 +10,9 @@ faster. Keys, label and row id stay ordinary columns.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ from mlprod.etl.settle import LABEL, ROW_ID
 from mlprod.etl.shards import ShardWriter
 from mlprod.features import Feature, FeatureSpec, apply
 from mlprod.hashing import FixedValues, Values, hash_columns, hash_sum, mix_hash
-from mlprod.manifest import Shard, StoredColumn
+from mlprod.manifest import Shard, StoredColumn, shard_of
 
 PACKED = {"numeric": ("packed_float32", np.dtype(np.float32)), "categorical": ("packed_int32", np.dtype(np.int32))}
 
@@ -87,30 +88,49 @@ class Scale:
         return replace(feature, mean=feature.fill + mean, std=std if std > 1e-9 * (1 + abs(mean)) else 1.0)
 
 
-class SplitWriter:
-    """Writes one split: takes settled rows in stored order, cuts row groups, starts a new file every `file_groups`."""
+@dataclass(frozen=True)
+class Written:
+    """A split as it was written: its files, and sums over each of its row groups."""
 
-    def __init__(self, etl: EtlConfig, spec: FeatureSpec, dataset: Path, folder: str, split: str) -> None:
-        """`folder`: of the files, below `dataset`."""
+    shards: tuple[Shard, ...]
+    scales: Mapping[str, Scale]
+    labels: Sequence[float]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in its files."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def positive(self) -> float:
+        """Rows with a positive label."""
+        return math.fsum(self.labels)
+
+
+def joined(files: Sequence[Mapping[str, Any]], spec: FeatureSpec) -> Written:
+    """Returns the split whose files these are: what `FileWriter.close` returned, in order."""
+    scales = {f.name: Scale() for f in spec.numeric}
+    for file in files:
+        for name, scale in scales.items():
+            scale.sums += file["scales"][name]["sums"]
+            scale.squares += file["scales"][name]["squares"]
+    return Written(tuple(shard_of(file["shard"]) for file in files), scales, [x for file in files for x in file["labels"]])
+
+
+class FileWriter:
+    """Writes one file of a split: takes settled rows in stored order and cuts row groups."""
+
+    def __init__(self, etl: EtlConfig, spec: FeatureSpec, dataset: Path, folder: str, split: str, number: int) -> None:
+        """`folder`: of the files, below `dataset`; `number`: of the file in its split."""
         self._etl, self._spec = etl, spec
         self._columns = stored_columns(etl, spec)
         self._schema = self._arrow_schema()
         trained = {c.stored_in for c in self._columns if c.kind in PACKED or c.role in ("label", "weight", "row_id")}
-        self._files = ShardWriter(dataset, f"{folder}/{split}", self._schema, trained, etl.file_groups)
+        self._file = ShardWriter(dataset, f"{folder}/{split}-{number:05d}.parquet", self._schema, trained)
         self._pending: list[pa.Table] = []
         self._pending_rows = 0
         self.scales = {f.name: Scale() for f in spec.numeric}
         self.labels: list[float] = []  # sum of each row group
-
-    @property
-    def shards(self) -> tuple[Shard, ...]:
-        """The files closed so far."""
-        return tuple(self._files.shards)
-
-    @property
-    def num_rows(self) -> int:
-        """Rows in the files closed so far."""
-        return sum(shard.rows for shard in self.shards)
 
     def _arrow_schema(self) -> pa.Schema:
         fields = {}
@@ -134,12 +154,14 @@ class SplitWriter:
             start += self._etl.group_rows
         self._pending, self._pending_rows = [table.slice(start)], table.num_rows - start
 
-    def close(self) -> tuple[Shard, ...]:
-        """Writes what is left as a shorter group and returns the split's files."""
+    def close(self) -> dict[str, Any]:
+        """Writes what is left as a shorter group; returns what is to be known of the file as JSON data: see `joined`."""
         if self._pending_rows:
             self._write_group(pa.concat_tables(self._pending))
-            self._pending, self._pending_rows = [], 0
-        return self._files.close()
+        return {
+            "shard": asdict(self._file.close()), "labels": self.labels,
+            "scales": {name: asdict(scale) for name, scale in self.scales.items()},
+        }  # fmt: skip
 
     def _write_group(self, rows: pa.Table) -> None:
         encoded = apply(self._spec, {f.name: raw_column(rows[f.name]) for f in self._spec.features})
@@ -157,7 +179,7 @@ class SplitWriter:
         for f in self._spec.numeric:
             self.scales[f.name].add(arrays[f.name].astype(np.float64) - f.fill)
         self.labels.append(math.fsum(arrays["label"]))
-        self._files.add(self._table(arrays, plain), f"{content:032x}")
+        self._file.add(self._table(arrays, plain), f"{content:032x}")
 
     def _table(self, arrays: Mapping[str, np.ndarray], plain: Mapping[str, pa.Array]) -> pa.Table:
         """Returns one row group as it is stored."""

@@ -259,49 +259,40 @@ def kill(monkeypatch, module, name: str, after: int) -> list[str]:
     return calls
 
 
+TASKS = {"extract_part": 3, "settle_bucket": 16, "sort_bucket": 16, "_write_file": 6}  # of the build below
+
+
 @pytest.mark.parametrize(
-    "module, name, after, extracted",
-    [
-        (run, "derive", 1, 2),
-        (run, "_hashed", 3, 2),
-        (run, "extract", 1, 2),
-        (run.settle, "settle", 1, 1),
-        (run, "settle_all", 1, 1),
-        (run, "_fit", 1, 1),
-        (run.settle, "in_stored_order", 2, 1),
-        (run, "write_splits", 1, 1),
-        (run, "_report", 1, 1),
-    ],
-)
-def test_a_build_goes_on_where_it_was_killed(module, name, after, extracted, make_config, published, tmp_path, monkeypatch):
-    """There is no version until the end; what was extracted is not read again; the end is the same, and leaves no work."""
-    cfg = with_etl(make_config(), tmp_path / "d", chunk_rows=600)
-    reads = []
-    real = sources.csv_chunks
-    monkeypatch.setattr(sources, "csv_chunks", lambda *args: reads.append(1) or real(*args))
+    "name, after",
+    [("extract_part", 1), ("extract_part", 3), ("settle_bucket", 5), ("sort_bucket", 16), ("_fit", 1), ("_write_file", 2),
+     ("_report", 1)],
+)  # fmt: skip
+def test_a_build_goes_on_where_it_was_killed(name, after, make_config, published, tmp_path, monkeypatch):
+    """There is no version until the end; no task that was done is done again; the end is the same, and leaves no work."""
+    cfg = with_etl(make_config(), tmp_path / "d", chunk_rows=1000, workers=1)
+    done = {task: kill(monkeypatch, run, task, after if task == name else 0) for task in TASKS}
     with monkeypatch.context() as patch:
-        kill(patch, module, name, after)
-        patch.setattr(spill, "num_bits", lambda *_: 4)  # the second attempt has other buckets, as with more memory
+        if name not in TASKS:
+            kill(patch, run, name, after)
+        patch.setattr(spill, "num_bits", lambda *_: 4)
         with pytest.raises(Killed):
             build(cfg)
     assert manifest.versions(open_store(str(tmp_path / "d"))) == []
-    again, fresh = build(cfg)
+    again, fresh = build(with_etl(cfg, tmp_path / "d", chunk_rows=7, workers=3))  # with other parts and buckets it would be none
     assert fresh
     assert again == published
-    assert len(reads) == extracted
+    assert {task: len(calls) for task, calls in done.items()} == {task: n + (task == name) for task, n in TASKS.items()}
     assert [p.name for p in (tmp_path / "d" / "work").iterdir()] == ["lock"]
     named = {tmp_path / "d" / shard.path for shards in again.splits.values() for shard in shards}
     assert named == set((tmp_path / "d" / "files").rglob("*.parquet"))
 
 
-def test_a_settled_build_is_not_settled_again(make_config, published, tmp_path, monkeypatch):
-    cfg = with_etl(make_config(), tmp_path / "d")
-    calls = kill(monkeypatch, run, "write_splits", 1)
-    settled = kill(monkeypatch, run, "settle_all", 0)
-    with pytest.raises(Killed):
-        build(cfg)
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("chunk_rows", [1, 100, 10_000])
+def test_workers_and_parts_do_not_count(workers, chunk_rows, make_config, published, tmp_path):
+    """The same bytes, whoever reads what: names, sums and SHA-256 of all files."""
+    cfg = with_etl(make_config(), tmp_path / "d", chunk_rows=chunk_rows, workers=workers, memory_bytes=1 << 22)
     assert build(cfg)[0] == published
-    assert (len(calls), len(settled)) == (2, 1)
 
 
 def test_built_again_nothing_is_done(make_config, published, dataset):

@@ -24,19 +24,34 @@ ROWS = st.lists(st.tuples(st.integers(0, 3), st.none() | st.sampled_from(["", "a
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(0, MASK), max_size=40), st.integers(0, 8), st.integers(1, 41))
 def test_buckets_in_order_each_sorted_are_all_rows_sorted(tmp_path_factory, words, bits, chunk):
-    folder = tmp_path_factory.mktemp("spill")
-    with spill.Spill(folder, bits) as out:
-        for i in range(0, len(words), chunk):
+    folder, index = tmp_path_factory.mktemp("spill"), {}
+    for i in range(0, len(words), chunk):
+        with spill.Spill(folder / f"{i}.arrow") as out:
             hashes = np.array(words[i : i + chunk], np.uint64)
-            out.add(pa.table({"h": hashes, "i": np.arange(i, i + len(hashes))}), hashes)
-    tables = list(spill.read_all(folder))
+            table = pa.table({"h": hashes, "i": np.arange(i, i + len(hashes))})
+            for half in (table.slice(0, chunk // 2), table.slice(chunk // 2)):
+                out.add(half, spill.bucket_of(half["h"].to_numpy(), bits))
+        index[f"{i}.arrow"] = out.buckets
+    found = [spill.read_bucket(folder, index, bucket) for bucket in range(1 << bits)]
+    tables = [table for table in found if table is not None]
     assert [w for t in tables for w in sorted(t["h"].to_pylist())] == sorted(words)
     assert all(words[i] == w for t in tables for w, i in zip(t["h"].to_pylist(), t["i"].to_pylist(), strict=True)), (
         "rows stay whole"
     )
     assert all(t["i"].to_pylist() == sorted(t["i"].to_pylist()) for t in tables), "and in the order in which they came"
-    assert len(tables) == len({w >> (64 - bits) for w in words}), "an empty bucket is no file"
-    assert [t.column_names for t in spill.read_all(folder, ["i"])] == [["i"]] * len(tables)
+    assert len(tables) == len({w >> (64 - bits) for w in words}), "an empty bucket is no table"
+    assert all(spill.read_bucket(folder, index, w >> (64 - bits), ["i"]).column_names == ["i"] for w in words[:1])
+
+
+def test_a_file_is_there_when_it_is_whole(tmp_path):
+    """An error leaves none, and no rows make none."""
+    out = spill.Spill(tmp_path / "a.arrow")
+    out.add(pa.table({"i": [1]}), np.zeros(1, np.int64))
+    out.__exit__(RuntimeError)
+    with spill.Spill(tmp_path / "b.arrow") as out:
+        pass
+    assert out.buckets == []
+    assert not list(tmp_path.glob("*.arrow"))
 
 
 @pytest.mark.parametrize(

@@ -30,32 +30,29 @@ def table_of(num_rows: int, width: int) -> pa.Table:
 def test_values_lie_where_the_manifest_says(width, tmp_path):
     """Of groups of one row, of odd ones and of more rows than pyarrow puts into a page by itself; other tools read the file."""
     tables = [table_of(num_rows, width) for num_rows in (1, 5, 64, 64, 999, 30_000 // width + 5)]
-    writer = ShardWriter(tmp_path, "files/train", tables[0].schema, TRAINED, file_groups=4)
+    writer = ShardWriter(tmp_path, "files/train-00000.parquet", tables[0].schema, TRAINED)
     for table in tables:
         writer.add(table, "0" * 32)
-    written = writer.close()
-    assert [shard.groups for shard in written] == [(1, 5, 64, 64), (999, 30_000 // width + 5)]
-    groups = iter(tables)
-    for shard in written:
-        whole, file = (tmp_path / shard.path).read_bytes(), pq.ParquetFile(tmp_path / shard.path)
-        for i, (num_rows, (start, stop)) in enumerate(zip(shard.groups, shard.spans, strict=True)):
-            table = next(groups)
-            for name in TRAINED:
-                wanted = table[name].combine_chunks().buffers()[1].to_pybytes()
-                at = start + shard.offsets[num_rows][name]
-                assert whole[at : at + len(wanted)] == wanted
-                assert at + len(wanted) <= stop
-            assert file.read_row_group(i, columns=table.column_names).select(table.column_names).to_pydict() == table.to_pydict()
+    shard = writer.close()
+    assert shard.groups == (1, 5, 64, 64, 999, 30_000 // width + 5)
+    whole, file = (tmp_path / shard.path).read_bytes(), pq.ParquetFile(tmp_path / shard.path)
+    for i, (table, num_rows, (start, stop)) in enumerate(zip(tables, shard.groups, shard.spans, strict=True)):
+        for name in TRAINED:
+            wanted = table[name].combine_chunks().buffers()[1].to_pybytes()
+            at = start + shard.offsets[num_rows][name]
+            assert whole[at : at + len(wanted)] == wanted
+            assert at + len(wanted) <= stop
+        assert file.read_row_group(i, columns=table.column_names).select(table.column_names).to_pydict() == table.to_pydict()
 
 
 @pytest.mark.parametrize("page, told", [(1 << 10, "not in one plain page"), (shards.ONE_PAGE, "")])
 def test_another_layout_is_never_described(page, told, tmp_path, monkeypatch):
     """Should pyarrow once write several pages, or pages of another kind, then no manifest says otherwise."""
     monkeypatch.setattr(shards, "ONE_PAGE", page)
-    writer = ShardWriter(tmp_path, "files/train", table_of(1, 3).schema, TRAINED, file_groups=4)
+    writer = ShardWriter(tmp_path, "files/train-00000.parquet", table_of(1, 3).schema, TRAINED)
     writer.add(table_of(20_000, 3), "0" * 32)
     if not told:
-        assert len(writer.close()) == 1
+        assert writer.close().groups == (20_000,)
         return
     with pytest.raises(AssertionError, match=told):
         writer.close()
