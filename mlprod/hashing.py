@@ -7,7 +7,7 @@ The finaliser is splitmix64's (Steele, Lea, Flood: "Fast splittable pseudorandom
 32-bit one is MurmurHash3's fmix32 (Appleby, public domain).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,8 @@ MASK = (1 << 64) - 1
 PHI = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: consecutive integers land far apart
 _M1, _M2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 LANES = (0x243F6A8885A308D3, 0x13198A2E03707344)  # of pi's fraction: the two 64-bit halves of a 128-bit hash
+_BLOCK = 8192  # rows hashed together: their words stay in the cache
+_FIRST_BYTES = np.array([(1 << (8 * n)) - 1 for n in range(9)], np.uint64)  # masks of a word's first n bytes
 PAD_ID = MASK  # the row_id of a padding row
 
 
@@ -94,20 +96,26 @@ def _byte_words(column: ByteValues, seed: int) -> np.ndarray:
     """Returns uint64[B]: a keyed hash of each string's length and bytes, eight bytes at a time."""
     length = np.diff(column.offsets)
     data = np.concatenate([column.data, np.zeros(8, np.uint8)])
+    eight = np.ndarray((len(data) - 7,), np.dtype("<u8"), data, strides=(1,))  # the word that begins at each byte
     h = mix_array(length.astype(np.uint64) + np.uint64(seed))
     active = np.flatnonzero(length > 0)
     done = 0
     while len(active):
-        start = column.offsets[active] + done
         left = length[active] - done
-        word = np.zeros(len(active), np.uint64)
-        for i in range(8):
-            byte = np.where(left > i, data[np.minimum(start + i, len(data) - 1)], 0)
-            word |= byte.astype(np.uint64) << np.uint64(8 * i)
+        word = eight[column.offsets[active] + done] & _FIRST_BYTES[np.minimum(left, 8)]
         h[active] = mix_array((h[active] ^ word) * np.uint64(PHI) + np.uint64(1))
         done += 8
         active = active[left > 8]
     return h
+
+
+def _mix_in_place(x: np.ndarray, scratch: np.ndarray) -> None:
+    """Mixes every word of `x` as `mix_array` does; `scratch`: of its shape, overwritten."""
+    for shift, factor in ((30, _M1), (27, _M2), (31, 0)):
+        np.right_shift(x, np.uint64(shift), out=scratch)
+        np.bitwise_xor(x, scratch, out=x)
+        if factor:
+            np.multiply(x, np.uint64(factor), out=x)
 
 
 def hash_columns(columns: Mapping[str, Values], num_rows: int, seed: int) -> Hash128:
@@ -118,14 +126,31 @@ def hash_columns(columns: Mapping[str, Values], num_rows: int, seed: int) -> Has
     """
     halves = []
     for lane in LANES:
-        total = np.zeros(num_rows, np.uint64)
-        for name, column in columns.items():
-            column_key = key(seed, lane, key_of_text(name))
-            words = column.words if isinstance(column, FixedValues) else _byte_words(column, column_key)
-            word = np.where(column.valid, mix_array(words ^ np.uint64(column_key)), np.uint64(mix(column_key + 1)))
-            total += mix_array(word + np.uint64(column_key) + column.valid.astype(np.uint64))
-        halves.append(mix_array(total ^ np.uint64(mix(seed + lane))))
+        keys = {name: key(seed, lane, key_of_text(name)) for name in columns}
+        keyed = [
+            (keys[name], c.words if isinstance(c, FixedValues) else _byte_words(c, keys[name]), c.valid)
+            for name, c in columns.items()
+        ]
+        blocks = [_hash_block(keyed, start, min(start + _BLOCK, num_rows), seed + lane) for start in range(0, num_rows, _BLOCK)]
+        halves.append(np.concatenate([np.zeros(0, np.uint64), *blocks]))
     return Hash128(halves[0], halves[1])
+
+
+def _hash_block(keyed: Sequence[tuple[int, np.ndarray, np.ndarray]], start: int, stop: int, seed: int) -> np.ndarray:
+    """Returns uint64[stop - start]: half the hash of these rows, from each column's key, words [B] and validity [B]."""
+    total, word, scratch = (np.zeros(stop - start, np.uint64) for _ in range(3))
+    for column_key, words, valid in keyed:
+        there = valid[start:stop]
+        np.bitwise_xor(words[start:stop], np.uint64(column_key), out=word)
+        _mix_in_place(word, scratch)
+        np.copyto(word, np.uint64(mix(column_key + 1)), where=~there)
+        np.add(word, np.uint64(column_key), out=word)
+        np.add(word, there, out=word)
+        _mix_in_place(word, scratch)
+        np.add(total, word, out=total)
+    np.bitwise_xor(total, np.uint64(mix(seed)), out=total)
+    _mix_in_place(total, scratch)
+    return total
 
 
 def mix_hash(hashes: Hash128, salt: np.ndarray) -> Hash128:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mlprod.errors import DataError
 from mlprod.hashing import PAD_ID, PHI, Hash128, mix_array, mix_hash
@@ -50,28 +51,47 @@ def _texts(table: pa.Table, rows: np.ndarray, columns: list[str]) -> list[str]:
     return [repr(sorted(row.items())) for row in table.select(columns).take(rows).to_pylist()]
 
 
+def _equal_to_next(table: pa.Table, rows: np.ndarray, columns: list[str]) -> np.ndarray:
+    """Returns bool[K]: whether the row at each of `rows` (int64[K]) has the values of the row behind it."""
+    equal = np.ones(len(rows), bool)
+    for name in columns:
+        a, b = (table[name].take(pa.array(at)) for at in (rows, rows + 1))
+        both_null = pc.and_(pc.is_null(a), pc.is_null(b))
+        equal &= pc.or_(pc.fill_null(pc.equal(a, b), False), both_null).to_numpy()
+    return equal
+
+
 def _number_equals(table: pa.Table, same: np.ndarray, columns: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Orders rows of equal hash by value; returns (order, copy number, tie number), int64[B] each.
 
     Copies of a row are 0, 1, 2, ...; different rows that share a hash are ties 0, 1, 2, ...
     """
-    order, copy, tie = np.arange(len(same)), np.zeros(len(same), np.int64), np.zeros(len(same), np.int64)
-    in_run = same.copy()
-    in_run[:-1] |= same[1:]
-    rows = np.flatnonzero(in_run)
-    texts = dict(zip(rows.tolist(), _texts(table, rows, columns), strict=True))
-    starts = rows[~same[rows]]
-    for start in starts.tolist():
+    order, copy, tie = np.arange(len(same)), _run_index(same), np.zeros(len(same), np.int64)
+    again = np.flatnonzero(same)
+    other = again[~_equal_to_next(table, again - 1, columns)]
+    starts = np.flatnonzero(~same)
+    for start in np.unique(
+        starts[np.searchsorted(starts, other, side="right") - 1]
+    ).tolist():  # runs with a collision: hardly any
         stop = start + 1
         while stop < len(same) and same[stop]:
             stop += 1
-        run = sorted(range(start, stop), key=texts.__getitem__)
-        order[start:stop] = run
-        for i in range(1, stop - start):
-            equal = texts[run[i]] == texts[run[i - 1]]
-            copy[start + i] = copy[start + i - 1] + 1 if equal else 0
-            tie[start + i] = tie[start + i - 1] + (not equal)
+        _number_collided(table, start, stop, columns, order, copy, tie)
     return order, copy, tie
+
+
+def _number_collided(
+    table: pa.Table, start: int, stop: int, columns: list[str], order: np.ndarray, copy: np.ndarray, tie: np.ndarray
+) -> None:
+    """Numbers the rows [start, stop), of equal hash and not all of equal values, in place."""
+    texts = dict(zip(range(start, stop), _texts(table, np.arange(start, stop), columns), strict=True))
+    run = sorted(range(start, stop), key=texts.__getitem__)
+    order[start:stop] = run
+    copy[start] = 0
+    for i in range(1, stop - start):
+        equal = texts[run[i]] == texts[run[i - 1]]
+        copy[start + i] = copy[start + i - 1] + 1 if equal else 0
+        tie[start + i] = tie[start + i - 1] + (not equal)
 
 
 def _row_ids(key_hi: np.ndarray, rank: np.ndarray) -> np.ndarray:
@@ -91,6 +111,16 @@ def _check_splits(table: pa.Table, same_key: np.ndarray) -> None:
         )
 
 
+def _by_key(row: Hash128, key: Hash128) -> np.ndarray:
+    """Returns int64[B]: the order by (key hash, row hash). Sorted by one word, and by all only where that is not enough."""
+    order = np.argsort(key.hi)
+    tied = _same_as_before(key.hi[order])
+    tied[:-1] |= tied[1:]
+    rows = order[tied]
+    order[tied] = rows[np.lexsort((row.lo[rows], row.hi[rows], key.lo[rows], key.hi[rows]))]
+    return order
+
+
 def settle(bucket: pa.Table, columns: list[str], dedup: str) -> Settled:
     """Returns the bucket's rows with `_order_hi`, `_order_lo`, `_tie` and `_row_id` added.
 
@@ -102,14 +132,13 @@ def settle(bucket: pa.Table, columns: list[str], dedup: str) -> Settled:
     Raises:
         DataError: rows of one key are in two splits.
     """
-    row, key = hashes_of(bucket, ROW), hashes_of(bucket, KEY)
-    bucket = bucket.take(np.lexsort((row.lo, row.hi, key.lo, key.hi)))
+    bucket = bucket.take(_by_key(hashes_of(bucket, ROW), hashes_of(bucket, KEY)))
     row, key = hashes_of(bucket, ROW), hashes_of(bucket, KEY)
     order, copy, tie = _number_equals(bucket, _same_as_before(row.lo, row.hi, key.lo, key.hi), columns)
-    bucket = bucket.take(order)
     keep = np.flatnonzero(copy == 0) if dedup == "exact" else np.arange(len(copy))
-    bucket, copy, tie = bucket.take(keep), copy[keep], tie[keep]
-    row, key = hashes_of(bucket, ROW), hashes_of(bucket, KEY)
+    if len(keep) < len(order) or (np.diff(order) < 0).any():
+        bucket, copy, tie = bucket.take(order[keep]), copy[keep], tie[keep]
+        row, key = hashes_of(bucket, ROW), hashes_of(bucket, KEY)
     same_key = _same_as_before(key.lo, key.hi)
     _check_splits(bucket, same_key)
     copies = mix_hash(row, copy.astype(np.uint64))

@@ -266,12 +266,13 @@ def _csv_rows(path: str, delimiter: str, start: int = 0, stop: int = -1) -> Gene
 
 
 def _lines_before(path: str, start: int) -> int:
-    """Returns how many lines end in the first `start` bytes of a file."""
-    count = 0
+    """Returns how many lines end in the first `start` bytes of a file: by a line feed, a return, or both."""
+    count, last = 0, b""
     with open(path, "rb") as file:
         while start > 0 and (piece := file.read(min(start, 1 << 20))):
-            count += piece.count(b"\n")
             start -= len(piece)
+            pair = (last + piece).count(b"\r\n")
+            count, last = count + piece.count(b"\n") + piece.count(b"\r") - pair, piece[-1:]
     return count
 
 

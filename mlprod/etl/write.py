@@ -68,6 +68,27 @@ def _packed(arrays: Sequence[np.ndarray], dtype: np.dtype) -> pa.Array:
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(rows), [None, pa.py_buffer(rows.tobytes())])
 
 
+def exact_sum(values: np.ndarray) -> float:
+    """Returns the sum of float64[B], rounded once: the same in any order and on any machine.
+
+    Each value is cut into two integers of 50 bits by a common power of two; what is smaller than 2^-100 of the largest does not
+    count. `math.fsum`, which takes ten times as long, differs by less than that.
+    """
+    top = float(np.abs(values).max(initial=0.0))
+    shift = 50 - math.frexp(top)[1]
+    scaled = np.ldexp(values, shift)
+    high = np.rint(scaled)
+    low = np.rint(np.ldexp(scaled - high, 50))
+    starts = np.arange(0, len(values), 4096)  # so many values of 50 bits have a sum of 62
+    total = sum((int(h) << 50) + int(w) for h, w in zip(*(_sums(part, starts) for part in (high, low)), strict=True))
+    return math.ldexp(float(total), -50 - shift)
+
+
+def _sums(integers: np.ndarray, starts: np.ndarray) -> list[int]:
+    sums: list[int] = np.add.reduceat(integers.astype(np.int64), starts).tolist()
+    return sums
+
+
 @dataclass(kw_only=True)
 class Scale:
     """Exact sums of one numeric feature's distance from its fill value, from which mean and scale follow."""
@@ -77,8 +98,8 @@ class Scale:
 
     def add(self, distance: np.ndarray) -> None:
         """Adds one row group's distances, float64[B]."""
-        self.sums.append(math.fsum(distance))
-        self.squares.append(math.fsum(distance * distance))
+        self.sums.append(exact_sum(distance))
+        self.squares.append(exact_sum(distance * distance))
 
     def fitted(self, feature: Feature, num_rows: int) -> Feature:
         """Returns the feature with mean and standard deviation; the deviation of a constant is 1."""

@@ -119,7 +119,7 @@ def test_killed_in_every_phase(name: str, devices: str, busy: Straight, make_con
 
 
 ETL_PHASES: dict[str, tuple[Callable[[Path], bool], float]] = {
-    "ETL read": (lambda dataset: any(dataset.glob("work/*/keys")), 0.1),
+    "ETL read": (lambda dataset: any(dataset.glob("work/*/extract/*.half")), 0.1),
     "ETL publish": (lambda dataset: any(dataset.glob("files/*/*")) or any(dataset.glob("manifests/.*")), 0.05),
 }
 

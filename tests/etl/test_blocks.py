@@ -107,6 +107,7 @@ def test_pieces_do_not_count(piece: int, tmp_path: Path, monkeypatch: pytest.Mon
     path.write_text('s\n"a\n""b"""\n"c\n"\nd\n' * 20)
     wanted = blocks.cut(str(path), ",", 5)
     monkeypatch.setattr(blocks, "PIECE_BYTES", piece)
+    monkeypatch.setattr(blocks, "LINE_BYTES", piece)
     assert blocks.cut(str(path), ",", 5) == wanted
     assert len(wanted) > 20
 
