@@ -22,10 +22,14 @@ UNKNOWN, MISSING, FIRST = 0, 1, 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RawColumn:
-    """A column before the transform. `values`: [B] int64, float64, bool or str; `valid`: bool[B], False where null."""
+    """A column before the transform. `values`: [B] int64, float64, bool or str; `valid`: bool[B], False where null.
+
+    With `codes`, int[B], `values` holds distinct ones alone, [K], and row i has `values[codes[i]]`.
+    """
 
     values: np.ndarray
     valid: np.ndarray
+    codes: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,10 +75,13 @@ def as_text(values: np.ndarray) -> np.ndarray:
 
 def _encode(feature: Feature, raw: RawColumn) -> np.ndarray:
     """Returns int32[B] ids of a categorical column."""
-    ids = np.full(len(raw.values), MISSING, np.int32)
+    ids = np.full(len(raw.valid), MISSING, np.int32)
     if not feature.vocabulary or not raw.valid.any():
         return np.where(raw.valid, np.int32(UNKNOWN), ids)
-    values, inverse = np.unique(raw.values[raw.valid], return_inverse=True)  # search each distinct value once
+    if raw.codes is None:
+        values, inverse = np.unique(raw.values[raw.valid], return_inverse=True)  # search each distinct value once
+    else:
+        values, inverse = raw.values, raw.codes[raw.valid]
     text, vocabulary = as_text(values), np.array(feature.vocabulary, np.str_)
     at = np.minimum(np.searchsorted(vocabulary, text), len(vocabulary) - 1)
     found = np.where(vocabulary[at] == text, at + FIRST, UNKNOWN)
@@ -94,7 +101,7 @@ def apply(spec: FeatureSpec, columns: Mapping[str, RawColumn]) -> dict[str, np.n
     Raises:
         KeyError: `columns` lacks a feature of `spec`.
     """
-    num_rows = len(next(iter(columns.values())).values)
+    num_rows = len(next(iter(columns.values())).valid)
     numeric = [_fill(f, columns[f.name]) for f in spec.numeric]
     arrays = {"numeric": np.stack(numeric, axis=1) if numeric else np.zeros((num_rows, 0), np.float32)}
     return arrays | {f.name: _encode(f, columns[f.name]) for f in spec.categorical}

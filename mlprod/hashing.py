@@ -17,7 +17,7 @@ MASK = (1 << 64) - 1
 PHI = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: consecutive integers land far apart
 _M1, _M2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 LANES = (0x243F6A8885A308D3, 0x13198A2E03707344)  # of pi's fraction: the two 64-bit halves of a 128-bit hash
-_BLOCK = 8192  # rows hashed together: their words stay in the cache
+_BLOCK = 1 << 15  # rows hashed together: their words stay in the cache
 _FIRST_BYTES = np.array([(1 << (8 * n)) - 1 for n in range(9)], np.uint64)  # masks of a word's first n bytes
 PAD_ID = MASK  # the row_id of a padding row
 

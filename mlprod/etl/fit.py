@@ -2,12 +2,12 @@
 
 Promise: the same for any chunk size, order of reading or number of buckets. A median is the lower middle element, so it is
 a value of the column.
-Price: four passes over the numeric columns (a radix selection, 16 bits a pass) and 512 KiB a column; a vocabulary is held
-in memory.
+Price: two passes over the columns, up to five more over those with few distinct values; a vocabulary is held in memory.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,9 @@ from mlprod.etl.schema import combined
 from mlprod.features import Feature, FeatureSpec, as_text
 
 _DIGIT = 16
+_LAST = (1 << 64) - 1
+TOGETHER = 1 << 19  # values of a column that are looked at at once
+WIDEST = 0.05  # share of a column's values in a bracket
 _SIGN = np.uint64(1 << 63)
 
 # Gives a function each of the tables and yields what it returns, in the tables' order.
@@ -49,47 +52,123 @@ def _numbers(column: pa.ChunkedArray) -> np.ndarray:
     return np.asarray(pc.cast(array, pa.int64()) if pa.types.is_boolean(array.type) else array)
 
 
-def lower_medians(over: Over, columns: Sequence[Column]) -> dict[str, float]:
-    """Returns {column: its lower middle element} over all tables, exactly.
+@dataclass
+class _Search:
+    """Where a column's median is: among `left` words whose bits above the lowest `low_bits` are `prefix`, at place `rank`."""
 
-    A radix selection: each pass counts the next 16 bits of the values that share the prefix found so far.
+    prefix: int
+    low_bits: int
+    rank: int
+    left: int
+
+    def among(self, words: np.ndarray) -> np.ndarray:
+        """Returns those of uint64[K] that may be the median."""
+        return words[words >> np.uint64(self.low_bits) == np.uint64(self.prefix)] if self.low_bits < 64 else words
+
+    def narrow(self, counts: np.ndarray) -> None:
+        """Goes on with the digit in which the rank falls; `counts`: int64[2^bits] of the next digits."""
+        below = np.cumsum(counts)
+        digit = int(np.searchsorted(below, self.rank, side="right"))
+        self.rank -= int(below[digit - 1]) if digit else 0
+        bits = min(_DIGIT, self.low_bits)
+        self.prefix, self.low_bits, self.left = (self.prefix << bits) | digit, self.low_bits - bits, int(counts[digit])
+
+
+def lower_medians(over: Over, columns: Sequence[Column]) -> dict[str, float]:
+    """Returns {column: its lower middle element} over all tables, exactly. The first table is taken for a sample of all.
+
+    One pass gathers the values of a bracket, which the sample says holds the median, and counts those below it. Where the
+    bracket would hold many, or turns out to miss, a radix selection counts 16 bits of the values a pass.
 
     Raises:
         DataError: a column without any value.
     """
-    prefix = {c.name: 0 for c in columns}
-    rank: dict[str, int] = {}
-    for shift in range(64 - _DIGIT, -1, -_DIGIT):
-        counts = _summed(over(partial(_digits, [c.name for c in columns], shift, prefix)))
-        for c in columns:
-            below = np.cumsum(counts[c.name])
-            if not below[-1]:
-                raise DataError(f"column {c.name!r} has no value in the training split; leave it out of config.etl.columns")
-            wanted = rank.get(c.name, (int(below[-1]) - 1) // 2)
-            digit = int(np.searchsorted(below, wanted, side="right"))
-            rank[c.name] = wanted - (int(below[digit - 1]) if digit else 0)
-            prefix[c.name] = (prefix[c.name] << _DIGIT) | digit
-    return {c.name: unsortable(prefix[c.name], np.dtype(np.float64 if c.type == "float64" else np.int64)) for c in columns}
-
-
-def _digits(names: Sequence[str], shift: int, prefix: Mapping[str, int], table: pa.Table) -> dict[str, np.ndarray]:
-    """Returns {column: int64[65536], how many values with the column's prefix have each next digit}."""
-    counts = {}
+    names = [c.name for c in columns]
+    sample = next(iter(over(partial(_words_of, names))))
+    brackets = {name: _bracket(words) for name, words in sample.items()}
+    found = list(over(partial(_first_look, brackets)))
+    words, searches = dict[str, int](), dict[str, _Search]()
     for name in names:
+        looks = [part[name] for part in found]
+        rows, below = sum(look.rows for look in looks), sum(look.below for look in looks)
+        if not rows:
+            raise DataError(f"column {name!r} has no value in the training split; leave it out of config.etl.columns")
+        rank, inside = (rows - 1) // 2, np.concatenate([look.inside for look in looks])
+        if 0 <= rank - below < len(inside):
+            words[name] = int(np.partition(inside, rank - below)[rank - below])
+        else:
+            low, high = min(look.low for look in looks), max(look.high for look in looks)
+            low_bits = (low ^ high).bit_length()
+            searches[name] = _Search(low >> low_bits, low_bits, rank, rows)
+    words |= _radix(over, searches)
+    return {c.name: unsortable(words[c.name], np.dtype(np.float64 if c.type == "float64" else np.int64)) for c in columns}
+
+
+def _words_of(names: Sequence[str], table: pa.Table) -> dict[str, np.ndarray]:
+    """Returns {column: uint64[K], its values that are not null, see `sortable`}."""
+    return {name: sortable(_numbers(table[name])) for name in names}
+
+
+def _bracket(sample: np.ndarray) -> tuple[int, int]:
+    """Returns words (low, high) between which the median is, as uint64[K] tells; (1, 0), which holds nothing, when many are."""
+    if not len(sample):
+        return 1, 0
+    ordered, off = np.sort(sample), int(4 * len(sample) ** 0.5) + 1  # eight standard deviations of the median's rank
+    low, high = (int(ordered[min(max(len(sample) // 2 + by, 0), len(sample) - 1)]) for by in (-off, off))
+    share = np.count_nonzero((sample >= np.uint64(low)) & (sample <= np.uint64(high))) / len(sample)
+    return (low, high) if share <= WIDEST or len(sample) <= TOGETHER // 64 else (1, 0)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What one pass sees of a column in a table."""
+
+    rows: int
+    low: int
+    high: int
+    below: int
+    inside: np.ndarray
+
+
+def _first_look(brackets: Mapping[str, tuple[int, int]], table: pa.Table) -> dict[str, _Look]:
+    """Returns {column: how many values there are, their range, and what its bracket needs}."""
+    looks = {}
+    for name, (low, high) in brackets.items():
         words = sortable(_numbers(table[name]))
-        if shift < 64 - _DIGIT:
-            words = words[words >> np.uint64(shift + _DIGIT) == np.uint64(prefix[name])]
-        digits = (words >> np.uint64(shift)) & np.uint64((1 << _DIGIT) - 1)
-        counts[name] = np.bincount(digits.astype(np.int64), minlength=1 << _DIGIT)
-    return counts
+        under = words < np.uint64(low)
+        inside = words[~under & (words <= np.uint64(high))] if low <= high else words[:0]
+        ends = (int(words.min()), int(words.max())) if len(words) else (_LAST, 0)
+        looks[name] = _Look(len(words), *ends, int(np.count_nonzero(under)), inside)
+    return looks
 
 
-def _summed(parts: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    total: dict[str, np.ndarray] = {}
-    for part in parts:
-        for name, counts in part.items():
-            total[name] = total[name] + counts if name in total else counts
-    return total
+def _radix(over: Over, searches: dict[str, _Search]) -> dict[str, int]:
+    """Returns {column: the word that its search ends at}."""
+    words = dict[str, int]()
+    while searches:
+        told = list(over(partial(_looked_at, searches)))
+        for name, search in dict(searches).items():
+            parts = [part[name] for part in told]
+            if search.left > TOGETHER and search.low_bits:
+                search.narrow(np.sum(parts, axis=0))
+            else:
+                words[name] = int(np.partition(np.concatenate(parts), search.rank)[search.rank])
+                del searches[name]
+    return words
+
+
+def _looked_at(searches: Mapping[str, _Search], table: pa.Table) -> dict[str, np.ndarray]:
+    """Returns {column: the words that may be its median, or, of many, how many there are of each next digit}."""
+    told = {}
+    for name, search in searches.items():
+        words = search.among(sortable(_numbers(table[name])))
+        if search.left > TOGETHER and search.low_bits:
+            bits = min(_DIGIT, search.low_bits)
+            digits = (words >> np.uint64(search.low_bits - bits)) & np.uint64((1 << bits) - 1)
+            told[name] = np.bincount(digits.astype(np.int64), minlength=1 << bits)
+        else:
+            told[name] = words
+    return told
 
 
 def vocabularies(over: Over, columns: Sequence[Column]) -> dict[str, tuple[str, ...]]:

@@ -30,7 +30,8 @@ from mlprod.errors import DataError, WorkdirError
 from mlprod.etl import fit, report, settle, sources, spill, split
 from mlprod.etl.derive import check_hook, derive
 from mlprod.etl.schema import FLOAT32_MAX, Loose, beyond_float32, cast_strictly, hashable
-from mlprod.etl.settle import KEY, LABEL, ORDER, ROW, SPLIT
+from mlprod.etl.settle import AT, KEY, LABEL, ORDER, ROW, ROW_ID, SPLIT
+from mlprod.etl.shards import to_disk
 from mlprod.etl.tasks import Tasks
 from mlprod.etl.write import FileWriter, Written, joined, stored_columns
 from mlprod.hashing import HASH_VERSION, hash_columns
@@ -117,12 +118,16 @@ class Reading:
 
 def plan_reading(etl: EtlConfig, work: Path, expected_bytes: int) -> Reading:
     """Returns how this build reads its source: as its first attempt decided."""
-    left = work / "reading.json"
-    if not left.is_file():
+    left, boot = work / "reading.json", Path("/proc/sys/kernel/random/boot_id")
+    since = boot.read_text().strip() if boot.is_file() else ""
+    if not left.is_file() or json.loads(left.read_text())["boot"] != since:  # after a power cut files may hold anything
+        shutil.rmtree(work)
+        work.mkdir(mode=0o700)
         bits = spill.num_bits(expected_bytes, etl.memory_bytes // _workers(etl))
-        manifest.write_atomically(left, json.dumps({"chunk_rows": etl.chunk_rows, "bits": bits}))
+        manifest.write_atomically(left, json.dumps({"boot": since, "chunk_rows": etl.chunk_rows, "bits": bits}))
     columns = (*source_columns(etl), label_column(etl))
-    return Reading(columns, [sources.read_lookup(x, etl.columns) for x in etl.lookups], **json.loads(left.read_text()))
+    plan, lookups = json.loads(left.read_text()), [sources.read_lookup(x, etl.columns) for x in etl.lookups]
+    return Reading(columns, lookups, plan["chunk_rows"], plan["bits"])
 
 
 def extract(etl: EtlConfig, tasks: Tasks, reading: Reading) -> tuple[report.Counts, spill.Index]:
@@ -135,7 +140,7 @@ def extract(etl: EtlConfig, tasks: Tasks, reading: Reading) -> tuple[report.Coun
         raise DataError("the source has no rows; check config.etl.source and its filters")
     if counts.read == counts.without_label:
         raise DataError(f"none of the {counts.read} rows has a value in config.etl.label.column={etl.label.column!r}")
-    return counts, {f"{name}.arrow": left["buckets"] for name, left in done.items()}
+    return counts, {f"{name}.arrow": left["batches"] for name, left in done.items()}
 
 
 def extract_part(etl: EtlConfig, reading: Reading, work: Path, number: int, part: Any) -> dict[str, Any]:
@@ -151,79 +156,105 @@ def extract_part(etl: EtlConfig, reading: Reading, work: Path, number: int, part
             counts.add(derived, etl.columns)
             hashed = _hashed(etl, derived)
             out.add(hashed, spill.bucket_of(hashed[KEY[0]].to_numpy(), reading.bits))
-    return {"counts": asdict(counts), "buckets": out.buckets}
+    return {"counts": asdict(counts), "batches": out.batches}
 
 
 @dataclass(frozen=True)
 class Stored:
-    """The rows as they will be stored: files of ascending order hash, each with the rows of every split in that order."""
+    """The rows as they will be stored: pieces of ascending order hash, each with the rows of every split in that order."""
 
-    folder: Path
-    files: Mapping[str, Sequence[int]]  # name -> the split of each of its batches
-    rows: Mapping[str, Sequence[int]]  # name -> rows of each split
+    work: Path
+    extracted: spill.Index  # of which pieces name rows; empty: they hold the rows themselves
+    pieces: spill.Index
+    counts: Mapping[str, Sequence[int]]  # piece -> rows of each split
 
-    def tables(self, split: int, columns: Sequence[str] = ()) -> Iterator[Callable[[], pa.Table]]:
-        """Yields what reads the rows of a split from each file that has any."""
-        for name, buckets in self.files.items():
-            if self.rows[name][split]:
-                yield partial(spill.read_bucket, self.folder, {name: buckets}, split, columns)
+    def rows(self, columns: Sequence[str], split: int, piece: str, start: int = 0, stop: int = -1) -> pa.Table:
+        """Returns rows [start, stop) of a split in a piece that has any: these columns, and the row ids."""
+        found = spill.read_bucket(self.work / "stored", {piece: self.pieces[piece]}, split)
+        assert found is not None
+        found = found.slice(start, stop - start if stop >= 0 else None)
+        if not self.extracted:
+            return found.select([*columns, ROW_ID])
+        bucket = spill.read_bucket(self.work / "extract", self.extracted, int(Path(piece).stem), columns)
+        assert bucket is not None
+        return bucket.take(found[AT]).append_column(ROW_ID, found[ROW_ID])
 
-    def of_split(self, split: int) -> int:
+    def of_split(self, split: int, columns: Sequence[str]) -> Iterator[Callable[[], pa.Table]]:
+        """Yields what reads the rows of a split from each piece that has any."""
+        for piece, counts in self.counts.items():
+            if counts[split]:
+                yield partial(self.rows, columns, split, piece)
+
+    def num_rows(self, split: int) -> int:
         """Returns the rows of a split."""
-        return sum(rows[split] for rows in self.rows.values())
+        return sum(counts[split] for counts in self.counts.values())
 
 
 def settle_all(etl: EtlConfig, tasks: Tasks, reading: Reading, extracted: spill.Index) -> tuple[Stored, int]:
     """Settles each bucket of equal keys and sorts the rows into stored order; returns them and the duplicates left out.
 
-    Without a key, and with duplicates left out, the buckets of keys are those of the order: one pass does both.
+    Without a key, and with duplicates left out, the buckets of keys are those of the order: then a piece only names the rows.
     """
-    buckets = [f"{i:03d}" for i in range(1 << reading.bits)]
+    work, buckets = tasks.work, [f"{i:03d}" for i in range(1 << reading.bits)]
+    (work / "stored").mkdir(exist_ok=True)
     aligned = etl.dedup == "exact" and not etl.key
-    done = tasks.run("settle", {b: partial(settle_bucket, etl, reading, tasks.work, extracted, b, aligned) for b in buckets})
-    duplicates = sum(left["duplicates"] for left in done.values())
+    act = order_bucket if aligned else partial(settle_bucket, reading)
+    settled = tasks.run("settle", {b: partial(act, etl, work, extracted, b) for b in buckets})
+    found = settled
     if not aligned:
-        settled = {f"{b}.arrow": left["buckets"] for b, left in done.items()}
-        done = tasks.run("sort", {b: partial(sort_bucket, tasks.work, settled, b) for b in buckets})
-    files = {f"{b}.arrow": left["buckets"] for b, left in done.items()}
-    rows = {f"{b}.arrow": left["rows"] for b, left in done.items()}
-    folder = tasks.work / ("settle" if aligned else "sort")
-    for path in tasks.work.glob("*/*.arrow"):
-        if path.parent != folder:
+        index = {f"{b}.arrow": left["batches"] for b, left in settled.items()}
+        found = tasks.run("sort", {b: partial(sort_bucket, work, index, b) for b in buckets})
+        for path in (*(work / "extract").glob("*.arrow"), *(work / "settle").glob("*.arrow")):
             path.unlink()
-    return Stored(folder, files, rows), duplicates
+    pieces = {f"{b}.arrow": left["batches"] for b, left in found.items()}
+    counts = {f"{b}.arrow": left["rows"] for b, left in found.items()}
+    stored = Stored(work, extracted if aligned else {}, pieces, counts)
+    return stored, sum(left["duplicates"] for left in settled.values())
 
 
-def settle_bucket(
-    etl: EtlConfig, reading: Reading, work: Path, extracted: spill.Index, name: str, aligned: bool
-) -> dict[str, Any]:
-    """Settles a bucket of equal keys, and cuts it by order hash, or by split where it is in stored order already."""
-    columns = [*(c.name for c in etl.columns if not c.derived), etl.label.column]
+NOTHING: dict[str, Any] = {"batches": [], "duplicates": 0, "rows": [0] * len(SPLITS)}
+
+
+def _settled(etl: EtlConfig, rows: pa.Table) -> settle.Settled:
+    return settle.settle(rows, [*(c.name for c in etl.columns if not c.derived), etl.label.column], etl.dedup)
+
+
+def order_bucket(etl: EtlConfig, work: Path, extracted: spill.Index, name: str) -> dict[str, Any]:
+    """Settles a bucket of rows without a key, whose order is that of their hash: writes which rows stay, split by split."""
     rows = spill.read_bucket(work / "extract", extracted, int(name))
     if rows is None:
-        return {"buckets": [], "duplicates": 0, "rows": [0] * len(SPLITS)}
-    settled = settle.settle(rows, columns, etl.dedup)
-    if aligned:
-        return {"duplicates": settled.duplicates, **_store(work / "settle" / f"{name}.arrow", settled.rows)}
+        return NOTHING
+    settled = _settled(etl, rows)
+    split = rows[SPLIT].to_numpy()[settled.index]
+    left = _store(work, name, pa.table({AT: settled.index.astype(np.int32), ROW_ID: settled.added[ROW_ID]}), split)
+    return {"duplicates": settled.duplicates, **left}
+
+
+def settle_bucket(reading: Reading, etl: EtlConfig, work: Path, extracted: spill.Index, name: str) -> dict[str, Any]:
+    """Settles a bucket of equal keys, and cuts it by order hash."""
+    rows = spill.read_bucket(work / "extract", extracted, int(name))
+    if rows is None:
+        return NOTHING
+    settled = _settled(etl, rows)
     with spill.Spill(work / "settle" / f"{name}.arrow") as out:
-        out.add(settled.rows, spill.bucket_of(settled.rows[ORDER[0]].to_numpy(), reading.bits))
-    return {"duplicates": settled.duplicates, "buckets": out.buckets}
+        out.add(settled.rows(rows), spill.bucket_of(settled.added[ORDER[0]], reading.bits))
+    return {"duplicates": settled.duplicates, "batches": out.batches}
 
 
 def sort_bucket(work: Path, settled: spill.Index, name: str) -> dict[str, Any]:
     """Sorts a bucket of order hashes."""
     rows = spill.read_bucket(work / "settle", settled, int(name))
     if rows is None:
-        return {"buckets": [], "rows": [0] * len(SPLITS)}
-    return _store(work / "sort" / f"{name}.arrow", settle.in_stored_order(rows))
+        return NOTHING
+    rows = settle.in_stored_order(rows)
+    return _store(work, name, rows, rows[SPLIT].to_numpy())
 
 
-def _store(path: Path, rows: pa.Table) -> dict[str, Any]:
-    """Writes rows in stored order, split by split."""
-    split = rows[SPLIT].to_numpy().astype(np.int64)
-    with spill.Spill(path) as out:
-        out.add(rows, split)
-    return {"buckets": out.buckets, "rows": np.bincount(split, minlength=len(SPLITS)).tolist()}
+def _store(work: Path, name: str, rows: pa.Table, split: np.ndarray) -> dict[str, Any]:
+    """Writes rows in stored order, or where they are, split by split."""
+    with spill.Spill(work / "stored" / f"{name}.arrow") as out:
+        out.add(rows, split.astype(np.uint16))
+    return {"batches": out.batches, "rows": np.bincount(split, minlength=len(SPLITS)).tolist()}
 
 
 def write_splits(
@@ -231,7 +262,7 @@ def write_splits(
 ) -> dict[str, Written]:
     """Writes every split's rows in stored order, a task a file; returns what was written."""
     per_file = etl.group_rows * etl.file_groups
-    files = [(code, n) for code in range(len(SPLITS)) for n in range(-(-stored.of_split(code) // per_file))]
+    files = [(code, n) for code in range(len(SPLITS)) for n in range(-(-stored.num_rows(code) // per_file))]
     named = {f"{SPLITS[code]}-{n:05d}": (code, n) for code, n in files}
     done = tasks.run(
         "write", {name: partial(_write_file, etl, spec, dataset, folder, stored, code, n) for name, (code, n) in named.items()}
@@ -248,13 +279,11 @@ def _write_file(
     per_file = etl.group_rows * etl.file_groups
     start, stop, at = number * per_file, (number + 1) * per_file, 0
     writer = FileWriter(etl, spec, dataset, folder, SPLITS[code], number)
-    for name, rows in stored.rows.items():
-        a, b = max(start - at, 0), min(stop - at, rows[code])
+    for piece, counts in stored.counts.items():
+        a, b = max(start - at, 0), min(stop - at, counts[code])
         if a < b:
-            table = spill.read_bucket(stored.folder, {name: stored.files[name]}, code)
-            assert table is not None
-            writer.add(table.slice(a, b - a))
-        at += rows[code]
+            writer.add(stored.rows(writer.needs, code, piece, a, b))
+        at += counts[code]
     return writer.close()
 
 
@@ -273,10 +302,10 @@ def _fit(etl: EtlConfig, tasks: Tasks, stored: Stored) -> features.FeatureSpec:
         DataError: there are no training rows, or a feature has no value in them.
     """
     train = SPLITS.index("train")
-    if not stored.of_split(train):
+    if not stored.num_rows(train):
         raise DataError("the split left no training rows; lower config.etl.split.eval and .test, or split by a finer column")
     names = [c.name for c in etl.columns if c.role == "feature"]
-    return fit.fit(lambda act: tasks.map(act, stored.tables(train, names)), etl.columns)
+    return fit.fit(lambda act: tasks.map(act, stored.of_split(train, names)), etl.columns)
 
 
 def _publish(
@@ -295,6 +324,9 @@ def _publish(
     spec = features.FeatureSpec(features=tuple(fitted))
     columns, text = stored_columns(etl, spec), features.dumps(spec)
     splits = {name: split.shards for name, split in written.items()}
+    for path in {dataset / shard.path for shards in splits.values() for shard in shards}:
+        to_disk(path)
+    to_disk(dataset / "files" / f"{version:06d}")
     published = Manifest(
         format=manifest.FORMAT, version=version, parent=0, build_key=key,
         dataset_id=manifest.content_id(columns, text, splits), config=compare.data_json(etl),
@@ -404,7 +436,7 @@ def build(cfg: Config) -> tuple[Manifest, bool]:
         work.mkdir(parents=True, exist_ok=True, mode=0o700)
         tasks, reading = Tasks(work, _workers(etl)), plan_reading(etl, work, identity.expected_bytes)
         counts, extracted = extract(etl, tasks, reading)
-        if sources.identify(etl.source, names).description != identity.description:
+        if not sources.unchanged(etl.source, names, identity):
             shutil.rmtree(work)
             raise DataError("the source changed while it was read (its count or watermark differs); run `mlprod etl` again")
         stored, counts.duplicates = settle_all(etl, tasks, reading, extracted)

@@ -218,7 +218,9 @@ def raw_column(column: pa.ChunkedArray | pa.Array) -> RawColumn:
     array = combined(column)
     valid = np.asarray(pc.is_valid(array))
     if pa.types.is_string(array.type):
-        return RawColumn(values=np.asarray(pc.fill_null(array, ""), dtype=np.str_), valid=valid)
+        found = pc.dictionary_encode(array)
+        codes = np.asarray(pc.fill_null(found.indices, 0))
+        return RawColumn(values=np.asarray(found.dictionary, dtype=np.str_), valid=valid, codes=codes)
     zero = False if pa.types.is_boolean(array.type) else 0
     return RawColumn(values=np.asarray(pc.fill_null(array, zero)), valid=valid)
 

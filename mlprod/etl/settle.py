@@ -15,15 +15,23 @@ from mlprod.errors import DataError
 from mlprod.hashing import PAD_ID, PHI, Hash128, mix_array, mix_hash
 
 ROW, KEY, ORDER = ("_row_hi", "_row_lo"), ("_key_hi", "_key_lo"), ("_order_hi", "_order_lo")
-SPLIT, TIE, ROW_ID, LABEL = "_split", "_tie", "_row_id", "_label"
+SPLIT, TIE, ROW_ID, LABEL, AT = "_split", "_tie", "_row_id", "_label", "_at"
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What a bucket became: its rows to keep, and how many equal ones were left out."""
+    """What a bucket became: which rows stay, in the order of (key hash, row hash), and what is added to them."""
 
-    rows: pa.Table
-    duplicates: int
+    index: np.ndarray  # int64[K], of the rows in the bucket
+    added: dict[str, np.ndarray]  # [K] each
+    duplicates: int  # equal rows that were left out
+
+    def rows(self, bucket: pa.Table) -> pa.Table:
+        """Returns the rows that stay, with what is added."""
+        rows = bucket.take(pa.array(self.index))
+        for name, values in self.added.items():
+            rows = rows.append_column(name, pa.array(values))
+        return rows
 
 
 def hashes_of(table: pa.Table, names: tuple[str, str]) -> Hash128:
@@ -51,24 +59,30 @@ def _texts(table: pa.Table, rows: np.ndarray, columns: list[str]) -> list[str]:
     return [repr(sorted(row.items())) for row in table.select(columns).take(rows).to_pylist()]
 
 
-def _equal_to_next(table: pa.Table, rows: np.ndarray, columns: list[str]) -> np.ndarray:
-    """Returns bool[K]: whether the row at each of `rows` (int64[K]) has the values of the row behind it."""
-    equal = np.ones(len(rows), bool)
+def _equal(table: pa.Table, left: np.ndarray, right: np.ndarray, columns: list[str]) -> np.ndarray:
+    """Returns bool[K]: whether the rows at `left` and at `right` (int64[K] each) have the same values."""
+    equal = np.ones(len(left), bool)
     for name in columns:
-        a, b = (table[name].take(pa.array(at)) for at in (rows, rows + 1))
+        a, b = (table[name].take(pa.array(at)) for at in (left, right))
         both_null = pc.and_(pc.is_null(a), pc.is_null(b))
         equal &= pc.or_(pc.fill_null(pc.equal(a, b), False), both_null).to_numpy()
     return equal
 
 
-def _number_equals(table: pa.Table, same: np.ndarray, columns: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _number_equals(
+    table: pa.Table, order: np.ndarray, same: np.ndarray, columns: list[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Orders rows of equal hash by value; returns (order, copy number, tie number), int64[B] each.
+
+    Args:
+        order: of the table's rows so far, int64[B].
+        same: bool[B], whether a row in that order has the hash of the one before.
 
     Copies of a row are 0, 1, 2, ...; different rows that share a hash are ties 0, 1, 2, ...
     """
-    order, copy, tie = np.arange(len(same)), _run_index(same), np.zeros(len(same), np.int64)
+    order, copy, tie = order.copy(), _run_index(same), np.zeros(len(same), np.int64)
     again = np.flatnonzero(same)
-    other = again[~_equal_to_next(table, again - 1, columns)]
+    other = again[~_equal(table, order[again - 1], order[again], columns)]
     starts = np.flatnonzero(~same)
     for start in np.unique(
         starts[np.searchsorted(starts, other, side="right") - 1]
@@ -84,9 +98,9 @@ def _number_collided(
     table: pa.Table, start: int, stop: int, columns: list[str], order: np.ndarray, copy: np.ndarray, tie: np.ndarray
 ) -> None:
     """Numbers the rows [start, stop), of equal hash and not all of equal values, in place."""
-    texts = dict(zip(range(start, stop), _texts(table, np.arange(start, stop), columns), strict=True))
-    run = sorted(range(start, stop), key=texts.__getitem__)
-    order[start:stop] = run
+    texts = _texts(table, order[start:stop], columns)
+    run = sorted(range(stop - start), key=texts.__getitem__)
+    order[start:stop] = order[start:stop][run]
     copy[start] = 0
     for i in range(1, stop - start):
         equal = texts[run[i]] == texts[run[i - 1]]
@@ -100,13 +114,12 @@ def _row_ids(key_hi: np.ndarray, rank: np.ndarray) -> np.ndarray:
     return np.where(ids == np.uint64(PAD_ID), np.uint64(0), ids)
 
 
-def _check_splits(table: pa.Table, same_key: np.ndarray) -> None:
-    """Raises DataError where a row continues a key (`same_key`: bool[B]) in another split."""
-    split = table[SPLIT].to_numpy()
+def _check_splits(split: np.ndarray, key: Hash128, same_key: np.ndarray) -> None:
+    """Raises DataError where a row continues a key (`same_key`: bool[B]) in another split (`split`: int8[B])."""
     torn = np.flatnonzero(same_key[1:] & (split[1:] != split[:-1]))
     if len(torn):
         raise DataError(
-            f"{len(torn)} key(s) have rows in two splits (the first key hash is {table[KEY[0]][int(torn[0])].as_py():016x}); "
+            f"{len(torn)} key(s) have rows in two splits (the first key hash is {int(key.hi[torn[0]]):016x}); "
             f"split by columns that the key decides, or give the rows a finer key"
         )
 
@@ -122,7 +135,7 @@ def _by_key(row: Hash128, key: Hash128) -> np.ndarray:
 
 
 def settle(bucket: pa.Table, columns: list[str], dedup: str) -> Settled:
-    """Returns the bucket's rows with `_order_hi`, `_order_lo`, `_tie` and `_row_id` added.
+    """Returns which rows of a bucket stay, and their `_order_hi`, `_order_lo`, `_tie` and `_row_id`.
 
     Args:
         bucket: rows with row hash, key hash and split; all rows of a key are in one bucket.
@@ -132,15 +145,15 @@ def settle(bucket: pa.Table, columns: list[str], dedup: str) -> Settled:
     Raises:
         DataError: rows of one key are in two splits.
     """
-    bucket = bucket.take(_by_key(hashes_of(bucket, ROW), hashes_of(bucket, KEY)))
     row, key = hashes_of(bucket, ROW), hashes_of(bucket, KEY)
-    order, copy, tie = _number_equals(bucket, _same_as_before(row.lo, row.hi, key.lo, key.hi), columns)
+    order = _by_key(row, key)
+    same = _same_as_before(*(word[order] for word in (row.lo, row.hi, key.lo, key.hi)))
+    order, copy, tie = _number_equals(bucket, order, same, columns)
     keep = np.flatnonzero(copy == 0) if dedup == "exact" else np.arange(len(copy))
-    if len(keep) < len(order) or (np.diff(order) < 0).any():
-        bucket, copy, tie = bucket.take(order[keep]), copy[keep], tie[keep]
-        row, key = hashes_of(bucket, ROW), hashes_of(bucket, KEY)
+    index, copy, tie = order[keep], copy[keep], tie[keep]
+    row, key = row.take(index), key.take(index)
     same_key = _same_as_before(key.lo, key.hi)
-    _check_splits(bucket, same_key)
+    _check_splits(bucket[SPLIT].to_numpy()[index], key, same_key)
     copies = mix_hash(row, copy.astype(np.uint64))
     first = copy == 0
     added = {
@@ -149,9 +162,7 @@ def settle(bucket: pa.Table, columns: list[str], dedup: str) -> Settled:
         TIE: tie,
         ROW_ID: _row_ids(key.hi, _run_index(same_key)),
     }
-    for name, words in added.items():
-        bucket = bucket.append_column(name, pa.array(words))
-    return Settled(bucket, len(order) - len(keep))
+    return Settled(index, added, len(order) - len(keep))
 
 
 def in_stored_order(bucket: pa.Table) -> pa.Table:

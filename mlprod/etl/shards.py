@@ -1,6 +1,6 @@
 """A Parquet file of examples: row groups as they come, and what a reader needs to check each.
 
-Promise: what is said of a file is read back from it after it was closed and is on the disk: bytes, checksums, SHA-256, and that
+Promise: what is said of a file is read back from it after it was closed: bytes, checksums, SHA-256, and that
 the values of every trained column lie there as they lie in memory.
 Price: each file is read from the page cache again: its trained columns twice, and all of it for the SHA-256; trained columns are
 not compressed.
@@ -48,10 +48,8 @@ class ShardWriter:
         self._sums.append(content_sum)
 
     def close(self) -> Shard:
-        """Ends the file, which is on the disk then, and returns what is to be known of it."""
+        """Ends the file and returns what is to be known of it; `to_disk` makes it last."""
         self._writer.close()
-        _to_disk(self._path)
-        _to_disk(self._path.parent)
         return self._described(self._path)
 
     def _described(self, path: Path) -> Shard:
@@ -97,7 +95,7 @@ def _assert_plain(span: bytes, offsets: Mapping[str, int], decoded: pa.Table) ->
             raise AssertionError(f"the values of column {name} are not in one plain page: {OTHERWISE}")
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
     """Waits until a file or folder is on the disk, so that a manifest never names what a power cut took."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

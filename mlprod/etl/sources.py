@@ -30,7 +30,6 @@ from mlprod.etl.schema import NULLS, Loose, cast_strictly, require, shown
 from mlprod.manifest import sha256_file
 
 _VALUE_BYTES, _HASH_BYTES = 16, 96  # of a value, and of a row's hashes and row id, in a spilled row
-_CSV_FACTOR = 4  # a short CSV row is several times larger with its hashes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +39,7 @@ class Identity:
     description: dict[str, Any]
     expected_bytes: int  # in memory, roughly: sizes the external sort
     stable: bool
+    stamps: tuple[tuple[int, int], ...] = ()  # size and time of change of each file, where the source is files
 
 
 # ---- databases ---------------------------------------------------------------------------------------------------------
@@ -355,11 +355,26 @@ def _(source: CsvSource, names: Sequence[str], chunk_rows: int) -> Iterator[Loos
         yield from csv_chunks(path, source.delimiter, names, chunk_rows)
 
 
+def unchanged(source: Any, names: Sequence[str], identity: Identity) -> bool:
+    """Returns whether a source is what it was when it was identified: files by their size and time, a table by a second look."""
+    if identity.stamps:
+        return _stamps(source.path) == identity.stamps
+    return identify(source, names).description == identity.description
+
+
+def _stamps(path: str) -> tuple[tuple[int, int], ...]:
+    found = [os.stat(name) for name in files_of(path) if os.path.exists(name)]
+    return tuple((stat.st_size, stat.st_mtime_ns) for stat in found)
+
+
 @identify.register
 def _(source: CsvSource, names: Sequence[str]) -> Identity:
+    stamps = _stamps(source.path)
     files = [_file_identity(path) for path in files_of(source.path)]
     described = files[0] if len(files) == 1 else {"bytes": sum(file["bytes"] for file in files), "files": files}
-    return Identity(description=described, expected_bytes=_CSV_FACTOR * described["bytes"], stable=True)
+    rows = sum(-(-file["bytes"] // max(_row_bytes(path), 1)) for file, path in zip(files, files_of(source.path), strict=True))
+    expected = rows * (len(names) * _VALUE_BYTES + _HASH_BYTES)
+    return Identity(description=described, expected_bytes=expected, stable=True, stamps=stamps)
 
 
 @singledispatch

@@ -11,21 +11,22 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-Index = Mapping[str, Sequence[int]]  # file -> the bucket of each of its batches
+Batches = Sequence[Sequence[int]]  # of a file: (bucket, first byte, byte behind the last) of each
+Index = Mapping[str, Batches]  # by file
 
 
 def num_bits(expected_bytes: int, memory_bytes: int) -> int:
-    """Returns how many bits of the hash to cut by, so that a bucket takes about a sixteenth of the memory; at most 8.
+    """Returns how many bits of the hash to cut by, so that a bucket takes about an eighth of the memory; at most 8.
 
-    A sixteenth: sorting takes a bucket several times over (its rows, their order, the sorted copy, the encoded arrays).
+    An eighth: a bucket is gathered into one table, sorted into another, and encoded.
     """
-    buckets = max(1, -(-expected_bytes * 16 // memory_bytes))
+    buckets = max(1, -(-expected_bytes * 8 // memory_bytes))
     return min((buckets - 1).bit_length(), 8)
 
 
 def bucket_of(hashes: np.ndarray, bits: int) -> np.ndarray:
-    """Returns int64[B]: the top `bits` bits of uint64[B], so that buckets in order, each sorted, are all rows sorted."""
-    return (hashes >> np.uint64(64 - bits)).astype(np.int64) if bits else np.zeros(len(hashes), np.int64)
+    """Returns uint16[B]: the top `bits` bits of uint64[B], so that buckets in order, each sorted, are all rows sorted."""
+    return (hashes >> np.uint64(64 - bits)).astype(np.uint16) if bits else np.zeros(len(hashes), np.uint16)
 
 
 class Spill:
@@ -34,23 +35,28 @@ class Spill:
     def __init__(self, path: Path) -> None:
         """`path`: of the file, whose folder is there. A file without rows is not made."""
         self._path, self._half = path, path.with_suffix(".half")
-        self._writer: pa.RecordBatchFileWriter | None = None
-        self.buckets: list[int] = []
+        self._file: pa.NativeFile | None = None
+        self._writer: pa.RecordBatchStreamWriter | None = None
+        self.batches: list[tuple[int, int, int]] = []
 
     def add(self, table: pa.Table, bucket: np.ndarray) -> None:
-        """Adds rows; `bucket`: int64[B], not negative. Rows of a bucket keep their order."""
-        if (np.diff(bucket) < 0).any():
-            order = np.argsort(bucket, kind="stable")
-            table, bucket = table.take(order), bucket[order]
+        """Adds rows; `bucket`: uint16[B]. Rows of a bucket keep their order."""
+        if (bucket[1:] < bucket[:-1]).any():
+            table = table.take(pa.array(np.argsort(bucket, kind="stable")))  # a radix sort, of 16 bits
         counts = np.bincount(bucket)
         table, start = table.combine_chunks(), 0
         for i in np.flatnonzero(counts).tolist():
-            if self._writer is None:
-                self._writer = pa.ipc.new_file(str(self._half), table.schema)
             for batch in table.slice(start, int(counts[i])).to_batches():
-                self._writer.write_batch(batch)
-                self.buckets.append(i)
+                self._write(i, batch)
             start += int(counts[i])
+
+    def _write(self, bucket: int, batch: pa.RecordBatch) -> None:
+        if self._writer is None or self._file is None:
+            self._file = pa.OSFile(str(self._half), "wb")
+            self._writer = pa.ipc.new_stream(self._file, batch.schema)
+        before = self._file.tell() or len(batch.schema.serialize())  # which the writer puts in front of the first batch
+        self._writer.write_batch(batch)
+        self.batches.append((bucket, before, self._file.tell()))
 
     def __enter__(self) -> "Spill":
         """Returns itself."""
@@ -58,8 +64,9 @@ class Spill:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Closes the file, and gives it its name unless something went wrong."""
-        if self._writer is not None:
+        if self._writer is not None and self._file is not None:
             self._writer.close()
+            self._file.close()
             if kind is None:
                 os.replace(self._half, self._path)
 
@@ -70,14 +77,14 @@ def read_bucket(folder: Path, index: Index, bucket: int, columns: Sequence[str] 
     Args:
         columns: those wanted; none: all.
     """
-    batches = list[pa.RecordBatch]()
-    for name, buckets in index.items():
-        wanted = [i for i, found in enumerate(buckets) if found == bucket]
+    found, schema = list[pa.RecordBatch](), None
+    for name, batches in index.items():
+        wanted = [(a, b) for of, a, b in batches if of == bucket]
         if wanted:
-            with pa.memory_map(str(folder / name)) as file:
-                reader = pa.ipc.open_file(file)
-                batches += [reader.get_batch(i) for i in wanted]
-    if not batches:
+            with pa.OSFile(str(folder / name)) as file:
+                schema = schema or pa.ipc.read_schema(file)
+                found += [pa.ipc.read_record_batch(file.read_at(b - a, a), schema) for a, b in wanted]
+    if not found:
         return None
-    table = pa.Table.from_batches(batches)
+    table = pa.Table.from_batches(found)
     return table.select(list(columns)) if columns else table

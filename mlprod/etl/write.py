@@ -1,8 +1,8 @@
 """Writes examples as Parquet row groups of exactly `group_rows` rows, cut by us and never by a chunk.
 
-Promise: equal content gives equal sums, so an equal `dataset_id`; statistics are added exactly (`math.fsum`) over row groups
+Promise: equal content gives equal sums, so an equal `dataset_id`; statistics are added exactly, over row groups
 in stored order.
-Price: one row group in memory, and hashing every stored value once (about 2 us a row of 25 columns).
+Price: `AT_ONCE` rows in memory, and hashing every stored value once (about 2 us a row of 25 columns).
 
 Storage: features lie packed, one FixedSizeBinary column per dtype: a reader decodes one column instead of dozens, 4 to 5 times
 faster. Keys, label and row id stay ordinary columns.
@@ -23,9 +23,10 @@ from mlprod.etl.schema import ARROW, hashable, raw_column
 from mlprod.etl.settle import LABEL, ROW_ID
 from mlprod.etl.shards import ShardWriter
 from mlprod.features import Feature, FeatureSpec, apply
-from mlprod.hashing import FixedValues, Values, hash_columns, hash_sum, mix_hash
+from mlprod.hashing import FixedValues, Hash128, Values, hash_columns, hash_sum, mix_hash
 from mlprod.manifest import Shard, StoredColumn, shard_of
 
+AT_ONCE = 1 << 16  # rows that are encoded and hashed together, where a row group has not more
 PACKED = {"numeric": ("packed_float32", np.dtype(np.float32)), "categorical": ("packed_int32", np.dtype(np.int32))}
 
 
@@ -68,25 +69,20 @@ def _packed(arrays: Sequence[np.ndarray], dtype: np.dtype) -> pa.Array:
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(rows), [None, pa.py_buffer(rows.tobytes())])
 
 
-def exact_sum(values: np.ndarray) -> float:
-    """Returns the sum of float64[B], rounded once: the same in any order and on any machine.
+def exact_sums(values: np.ndarray) -> list[float]:
+    """Returns the sum of each row of float64[G, B], rounded once: the same in any order and on any machine.
 
-    Each value is cut into two integers of 50 bits by a common power of two; what is smaller than 2^-100 of the largest does not
-    count. `math.fsum`, which takes ten times as long, differs by less than that.
+    Each value is cut into two integers of 50 bits by a power of two of its row; what is smaller than 2^-100 of the row's largest
+    does not count. `math.fsum`, which takes ten times as long, differs by less than that.
     """
-    top = float(np.abs(values).max(initial=0.0))
-    shift = 50 - math.frexp(top)[1]
-    scaled = np.ldexp(values, shift)
+    shift = 50 - np.frexp(np.abs(values).max(axis=1, initial=0.0))[1]
+    scaled = np.ldexp(values, shift[:, None])
     high = np.rint(scaled)
     low = np.rint(np.ldexp(scaled - high, 50))
-    starts = np.arange(0, len(values), 4096)  # so many values of 50 bits have a sum of 62
-    total = sum((int(h) << 50) + int(w) for h, w in zip(*(_sums(part, starts) for part in (high, low)), strict=True))
-    return math.ldexp(float(total), -50 - shift)
-
-
-def _sums(integers: np.ndarray, starts: np.ndarray) -> list[int]:
-    sums: list[int] = np.add.reduceat(integers.astype(np.int64), starts).tolist()
-    return sums
+    starts = np.arange(0, values.shape[1], 4096)  # so many values of 50 bits have a sum of 62
+    sums = [np.add.reduceat(part.astype(np.int64), starts, axis=1).tolist() for part in (high, low)]
+    totals = [(sum(h) << 50) + sum(w) for h, w in zip(*sums, strict=True)]
+    return [math.ldexp(float(total), -50 - int(by)) for total, by in zip(totals, shift, strict=True)]
 
 
 @dataclass(kw_only=True)
@@ -97,9 +93,9 @@ class Scale:
     squares: list[float] = field(default_factory=list)
 
     def add(self, distance: np.ndarray) -> None:
-        """Adds one row group's distances, float64[B]."""
-        self.sums.append(exact_sum(distance))
-        self.squares.append(exact_sum(distance * distance))
+        """Adds the distances of row groups, float64[G, B]."""
+        self.sums += exact_sums(distance)
+        self.squares += exact_sums(distance * distance)
 
     def fitted(self, feature: Feature, num_rows: int) -> Feature:
         """Returns the feature with mean and standard deviation; the deviation of a constant is 1."""
@@ -148,6 +144,8 @@ class FileWriter:
         self._schema = self._arrow_schema()
         trained = {c.stored_in for c in self._columns if c.kind in PACKED or c.role in ("label", "weight", "row_id")}
         self._file = ShardWriter(dataset, f"{folder}/{split}-{number:05d}.parquet", self._schema, trained)
+        stored = {c.name for c in self._columns} - {"label", "row_id"}
+        self.needs = [*(c.name for c in etl.columns if c.name in stored), LABEL]  # besides row ids, of the rows it takes
         self._pending: list[pa.Table] = []
         self._pending_rows = 0
         self.scales = {f.name: Scale() for f in spec.numeric}
@@ -167,24 +165,30 @@ class FileWriter:
         """Takes settled rows that follow those taken before in stored order."""
         self._pending.append(rows)
         self._pending_rows += rows.num_rows
-        if self._pending_rows < self._etl.group_rows:
+        size = self._etl.group_rows
+        ready = self._pending_rows // size * size
+        if ready < max(size, AT_ONCE):
             return
-        table, start = pa.concat_tables(self._pending), 0
-        while table.num_rows - start >= self._etl.group_rows:
-            self._write_group(table.slice(start, self._etl.group_rows))
-            start += self._etl.group_rows
-        self._pending, self._pending_rows = [table.slice(start)], table.num_rows - start
+        table, step = pa.concat_tables(self._pending), max(size, AT_ONCE // size * size)
+        for start in range(0, ready, step):
+            self._write_groups(table.slice(start, min(step, ready - start)), size)
+        self._pending, self._pending_rows = [table.slice(ready)], table.num_rows - ready
 
     def close(self) -> dict[str, Any]:
-        """Writes what is left as a shorter group; returns what is to be known of the file as JSON data: see `joined`."""
+        """Writes what is left, the last group shorter; returns what is to be known of the file as JSON data: see `joined`."""
+        size = self._etl.group_rows
         if self._pending_rows:
-            self._write_group(pa.concat_tables(self._pending))
+            table, whole = pa.concat_tables(self._pending), self._pending_rows // size * size
+            for part, of in ((table.slice(0, whole), size), (table.slice(whole), table.num_rows - whole)):
+                if part.num_rows:
+                    self._write_groups(part, of)
         return {
             "shard": asdict(self._file.close()), "labels": self.labels,
             "scales": {name: asdict(scale) for name, scale in self.scales.items()},
         }  # fmt: skip
 
-    def _write_group(self, rows: pa.Table) -> None:
+    def _write_groups(self, rows: pa.Table, size: int) -> None:
+        """Writes row groups of `size` rows each."""
         encoded = apply(self._spec, {f.name: raw_column(rows[f.name]) for f in self._spec.features})
         arrays = {f.name: encoded["numeric"][:, i] for i, f in enumerate(self._spec.numeric)}
         arrays |= {f.name: encoded[f.name] for f in self._spec.categorical}
@@ -196,14 +200,17 @@ class FileWriter:
         hashed: dict[str, Values] = {name: _words(array) for name, array in arrays.items()}
         hashed |= {name: hashable(column) for name, column in plain.items()}
         examples = hash_columns(hashed, rows.num_rows, self._etl.hash_seed)
-        content = hash_sum(mix_hash(examples, np.arange(rows.num_rows, dtype=np.uint64)))
+        content = mix_hash(examples, np.arange(rows.num_rows, dtype=np.uint64) % np.uint64(size))
         for f in self._spec.numeric:
-            self.scales[f.name].add(arrays[f.name].astype(np.float64) - f.fill)
-        self.labels.append(math.fsum(arrays["label"]))
-        self._file.add(self._table(arrays, plain), f"{content:032x}")
+            self.scales[f.name].add((arrays[f.name].astype(np.float64) - f.fill).reshape(-1, size))
+        self.labels += exact_sums(arrays["label"].astype(np.float64).reshape(-1, size))
+        table = self._table(arrays, plain)
+        for start in range(0, rows.num_rows, size):
+            of_group = Hash128(content.hi[start : start + size], content.lo[start : start + size])
+            self._file.add(table.slice(start, size), f"{hash_sum(of_group):032x}")
 
     def _table(self, arrays: Mapping[str, np.ndarray], plain: Mapping[str, pa.Array]) -> pa.Table:
-        """Returns one row group as it is stored."""
+        """Returns row groups as they are stored."""
         columns: dict[str, pa.Array] = {}
         for c in self._columns:
             if c.stored_in in columns:

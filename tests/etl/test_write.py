@@ -17,7 +17,7 @@ from mlprod.data.reader import GroupReader
 from mlprod.errors import ConfigError, DataError
 from mlprod.etl.run import build
 from mlprod.etl.schema import hashable
-from mlprod.etl.write import Scale
+from mlprod.etl.write import Scale, exact_sums
 from mlprod.features import Feature
 from mlprod.hashing import FixedValues, hash_columns, hash_sum, mix_hash
 from mlprod.manifest import SPLITS, content_id, sha256_file
@@ -130,7 +130,7 @@ def test_plain_columns_come_back_as_they_were(tmp_path):
 def test_mean_and_scale_are_those_of_exact_fractions(groups, fill):
     scale = Scale()
     for group in groups:
-        scale.add(np.array(group) - fill)
+        scale.add(np.array([group]) - fill)
     values = [Fraction(float(v) - fill) for group in groups for v in group]
     mean = sum(values) / len(values)
     variance = sum((v - mean) ** 2 for v in values) / len(values)
@@ -140,9 +140,22 @@ def test_mean_and_scale_are_those_of_exact_fractions(groups, fill):
         assert found.std == pytest.approx(math.sqrt(variance), rel=1e-6)
 
 
+@pytest.mark.parametrize("size", [1, 5, 4096, 10_000])
+def test_sums_are_exact_in_any_order(size):
+    """Over any range of exponents, with cancellation: as `math.fsum` has them."""
+    chance = np.random.default_rng(size)
+    values = chance.standard_normal((50, size)) * 10.0 ** chance.integers(-30, 30, (50, 1))
+    values[10:20] *= 10.0 ** chance.integers(-9, 9, (10, size))
+    values[20:30, : size // 2] = -values[20:30, size - size // 2 :]
+    values[30] = 0.0
+    wanted = [math.fsum(row) for row in values]
+    assert exact_sums(values) == wanted
+    assert exact_sums(chance.permuted(values, axis=1)) == wanted
+
+
 def test_a_constant_has_scale_one():
     scale = Scale()
-    scale.add(np.full(7, 0.1 + 0.2))
+    scale.add(np.full((1, 7), 0.1 + 0.2))
     assert scale.fitted(Feature(name="x", kind="numeric", fill=5.0), 7) == Feature(
         name="x", kind="numeric", fill=5.0, mean=5.0 + 0.1 + 0.2, std=1.0
     )
