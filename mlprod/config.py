@@ -104,10 +104,24 @@ class SqlSource:
 
 @dataclass(kw_only=True, slots=True)
 class CsvSource:
-    """Rows of one CSV file with a header line; '' and NA are missing values."""
+    """Rows of CSV files with a header line; '' and NA are missing values."""
 
-    path: str = knob(doc="file")
+    path: str = knob(doc="file, or a pattern such as rows-*.csv")
     delimiter: str = knob(",", "one character", rule=DATA)
+
+
+@dataclass(kw_only=True, slots=True)
+class ParquetSource:
+    """Rows of Parquet files."""
+
+    path: str = knob(doc="file, or a pattern such as rows/*.parquet")
+
+
+@dataclass(kw_only=True, slots=True)
+class JsonLinesSource:
+    """Rows of files with one JSON object a line; a field that is not there, or null, is a missing value."""
+
+    path: str = knob(doc="file, or a pattern such as rows-*.jsonl")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -156,7 +170,7 @@ def no_transform(chunk: Any) -> Any:
 class EtlConfig:
     """From rows to a dataset. Fields with rule `data` decide its content; the others only how it is made."""
 
-    source: SqlSource | CsvSource = knob(doc="where the rows come from", rule=DATA)
+    source: SqlSource | CsvSource | ParquetSource | JsonLinesSource = knob(doc="where the rows come from", rule=DATA)
     lookups: tuple[Lookup, ...] = knob((), "small tables joined in memory", rule=DATA)
     columns: tuple[Column, ...] = knob(doc="what is extracted or derived; anything else is left in the source", rule=DATA)
     label: Label = knob(doc="what is learned", rule=DATA)

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from mlprod import __version__
 from mlprod.checkpoint.run_state import RunState
-from mlprod.config import Config, CsvSource, EtlConfig, SqlSource
+from mlprod.config import Config, CsvSource, EtlConfig, JsonLinesSource, ParquetSource, SqlSource
 from mlprod.errors import ConfigError, DataError, WorkdirError
 from mlprod.etl import sources
 from mlprod.etl.derive import derive
@@ -34,9 +34,13 @@ from mlprod.state import TrainState
 from mlprod.step import Score, compile_score
 from mlprod.validation import refuse_password
 
+Source = SqlSource | CsvSource | ParquetSource | JsonLinesSource
 
-def input_source(etl: EtlConfig, given: str) -> SqlSource | CsvSource:
-    """Returns where the rows come from: the config's own source (''), a database URL, or a CSV in place of the source.
+
+def input_source(etl: EtlConfig, given: str) -> Source:
+    """Returns where the rows come from: the config's own source (''), a database URL, or a file in place of the source.
+
+    A file is read as its name says (.csv, .parquet, .jsonl), else as the config's source is.
 
     Raises:
         ConfigError: a URL where the config's source is not a database.
@@ -46,8 +50,10 @@ def input_source(etl: EtlConfig, given: str) -> SqlSource | CsvSource:
     refuse_password("--input", given)
     if "://" not in given:
         if not Path(given).is_file():
-            raise ConfigError(f"--input={given}: there is no such file; give a CSV file")
-        return CsvSource(path=given, delimiter=etl.source.delimiter if isinstance(etl.source, CsvSource) else ",")
+            raise ConfigError(f"--input={given}: there is no such file; give a CSV, Parquet or JSON lines file")
+        usual: Source = CsvSource(path=given) if isinstance(etl.source, SqlSource) else replace(etl.source, path=given)
+        kind = {".parquet": ParquetSource, ".jsonl": JsonLinesSource, ".csv": CsvSource}.get(Path(given).suffix.lower())
+        return usual if kind is None or isinstance(usual, kind) else kind(path=given)
     if not isinstance(etl.source, SqlSource):
         raise ConfigError(
             f"--input={given!r} is a database URL, but config.etl.source is {type(etl.source).__name__}; give a file"
@@ -133,7 +139,7 @@ def main(cfg: Config, options: argparse.Namespace) -> None:
     """The verb `predict`: writes a Parquet file of scores and prints how many rows were scored."""
     output = check_output("--output", options.output)
     source = input_source(cfg.etl, options.input)
-    if isinstance(source, CsvSource) and output.resolve() == Path(source.path).resolve():
+    if not isinstance(source, SqlSource) and output.resolve() == Path(source.path).resolve():
         raise ConfigError(f"--output={options.output} is what --input reads; rows are never overwritten")
     plan = make_plan(cfg, jax.devices())
     state, run = restore_for(plan, options.step)

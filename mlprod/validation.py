@@ -10,7 +10,7 @@ import re
 import types
 from typing import Any
 
-from mlprod.config import ByGroup, Column, Config, EtlConfig, SqlSource, walk
+from mlprod.config import ByGroup, Column, Config, CsvSource, EtlConfig, SqlSource, walk
 from mlprod.errors import ConfigError, nearest
 from mlprod.hints import mismatch
 
@@ -84,7 +84,7 @@ def _validate_etl(etl: EtlConfig) -> None:
         raise ConfigError(f"config.etl.group_rows={etl.group_rows} must be a power of two")
     if isinstance(etl.source, SqlSource):
         refuse_password("config.etl.source.url", etl.source.url)
-    elif len(etl.source.delimiter) != 1:
+    if isinstance(etl.source, CsvSource) and len(etl.source.delimiter) != 1:
         raise ConfigError(f"config.etl.source.delimiter={etl.source.delimiter!r} must be one character")
     if not isinstance(etl.transform, types.FunctionType):
         raise ConfigError(f"config.etl.transform={etl.transform!r} must be a function made by def: its source is kept")

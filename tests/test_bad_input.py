@@ -93,7 +93,7 @@ def test_a_csv_that_is_not_utf8(here: Path, capsys: Capture) -> None:
 @pytest.mark.parametrize("path", ["none.csv", "."])
 def test_a_csv_that_is_not_there(path: str, capsys: Capture) -> None:
     """Also when a folder is given."""
-    refused(capsys, argv("etl", f"--config.etl.source.path={path}"), f"there is no CSV file '{path}'")
+    refused(capsys, argv("etl", f"--config.etl.source.path={path}"), f"there is no file '{path}'")
 
 
 def test_a_value_may_be_wrong_in_a_later_chunk(here: Path, capsys: Capture) -> None:
@@ -189,7 +189,7 @@ def test_a_lookup_that_is_refused(change: str, text: str, fragments: list[str], 
 def test_a_lookup_that_is_not_there(here: Path, capsys: Capture) -> None:
     """Before a row is read."""
     rows.write(here / "rows.csv", 120)
-    refused(capsys, argv("etl", recipe=write_recipe(here, LOOKUP)), "there is no CSV file 'sizes.csv'")
+    refused(capsys, argv("etl", recipe=write_recipe(here, LOOKUP)), "there is no file 'sizes.csv'")
 
 
 # ---- databases ---------------------------------------------------------------------------------------------------------

@@ -59,7 +59,8 @@ def test_fields_without_a_data_rule_do_not_change_the_dataset() -> None:
         if s in SECTIONS[: SECTIONS.index(config.LoaderConfig)] and f.metadata["rule"] != DATA
     }
     assert free == {
-        "SqlSource.url", "CsvSource.path", "Lookup.path", "EtlConfig.chunk_rows", "EtlConfig.memory_bytes", "EtlConfig.workers",
+        "SqlSource.url", "CsvSource.path", "ParquetSource.path", "JsonLinesSource.path", "Lookup.path",
+        "EtlConfig.chunk_rows", "EtlConfig.memory_bytes", "EtlConfig.workers",
     }  # fmt: skip
     cfg, told = run_file(str(RECIPE)), str(compare.data_json(run_file(str(RECIPE)).etl))
     cfg.etl.chunk_rows, cfg.etl.source.path = 7, "elsewhere.csv"
@@ -92,7 +93,10 @@ WRONG = {
         "config.etl.lookups[0].columns={1: 'x'}", "dict[str, str]",
     ),
     "list of columns": ("cfg.etl.columns = list(cfg.etl.columns)", "config.etl.columns=", "is list, not tuple[Column, ...]"),
-    "a source that is none": ("cfg.etl.source = 'rows.csv'", "config.etl.source='rows.csv' is str, not SqlSource | CsvSource"),
+    "a source that is none": (
+        "cfg.etl.source = 'rows.csv'",
+        "config.etl.source='rows.csv' is str, not SqlSource | CsvSource | ParquetSource | JsonLinesSource",
+    ),
     "a split that is none": ("cfg.etl.split = 'hash'", "config.etl.split='hash' is str, not ByGroup | ByHash"),
     "no hook": ("cfg.etl.transform = None", "config.etl.transform=None is NoneType"),
     "a hook without source": ("cfg.etl.transform = __import__('functools').partial(cfg.etl.transform)", "config.etl.transform"),

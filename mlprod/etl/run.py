@@ -29,6 +29,7 @@ from mlprod.config import Column, Config, EtlConfig
 from mlprod.errors import DataError, WorkdirError
 from mlprod.etl import fit, report, settle, sources, spill, split
 from mlprod.etl.derive import check_hook, derive
+from mlprod.etl.identity import Identity
 from mlprod.etl.schema import FLOAT32_MAX, Loose, beyond_float32, cast_strictly, hashable
 from mlprod.etl.settle import AT, KEY, LABEL, ORDER, ROW, ROW_ID, SPLIT
 from mlprod.etl.shards import to_disk
@@ -52,7 +53,7 @@ def label_column(etl: EtlConfig) -> Column:
     return Column(name=etl.label.column, type="float64", role="label")
 
 
-def build_key(etl: EtlConfig, identity: sources.Identity) -> str:
+def build_key(etl: EtlConfig, identity: Identity) -> str:
     """Returns 32 hex digits over all that decides a build: program, config, and what the sources hold now."""
     lookups = [sources.lookup_identity(lookup) for lookup in etl.lookups]
     parts = {
@@ -132,7 +133,7 @@ def plan_reading(etl: EtlConfig, work: Path, expected_bytes: int) -> Reading:
 
 def extract(etl: EtlConfig, tasks: Tasks, reading: Reading) -> tuple[report.Counts, spill.Index]:
     """Reads the source, a task a part, into files cut by key hash, so that all rows of a key meet in one bucket."""
-    parts = sources.parts(etl.source, reading.chunk_rows)
+    parts = sources.parts(etl.source, [c.name for c in reading.columns], reading.chunk_rows)
     check_hook(etl, (rows for part in parts for rows in reading.rows(etl, part)))
     done = tasks.run("extract", {f"{i:06d}": partial(extract_part, etl, reading, tasks.work, i, p) for i, p in enumerate(parts)})
     counts = report.merged([report.Counts(**left["counts"]) for left in done.values()])
@@ -309,7 +310,7 @@ def _fit(etl: EtlConfig, tasks: Tasks, stored: Stored) -> features.FeatureSpec:
 
 
 def _publish(
-    cfg: Config, key: str, identity: sources.Identity, counts: report.Counts, tasks: Tasks, stored: Stored, began: float
+    cfg: Config, key: str, identity: Identity, counts: report.Counts, tasks: Tasks, stored: Stored, began: float
 ) -> Manifest:
     """Fits, writes the splits, the fitted transform, the report and, last, the manifest that makes them a version."""
     etl, dataset = cfg.etl, Path(cfg.dataset)

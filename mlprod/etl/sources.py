@@ -1,16 +1,13 @@
-"""Rows out of databases and CSV files, a chunk at a time, joined with small tables; and what identifies a source.
+"""Rows out of a source, a part and a chunk at a time, joined with small tables; and what identifies a source.
 
-Promise: every table and column is checked by name against the source before a row is read; values travel as bound
-parameters, names as quoted identifiers; a join never multiplies rows.
-Price: SQL rows pass through SQLAlchemy's cursor (about 230,000 rows/s); a lookup is held in memory.
+Promise: every column is checked by name before a row is read. What a source is made of (CSV here, `sql.py`, `columnar.py`) does
+not matter to the rest.
+Price: a lookup is held in memory.
 """
 
 import csv
-import datetime as dt
-import glob
 import io
 import os
-import re
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -21,197 +18,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import sqlalchemy as sa
 
-from mlprod.config import Column, CsvSource, Join, Lookup, On, SqlSource
-from mlprod.errors import DataError, nearest
-from mlprod.etl import blocks
+from mlprod.config import Column, CsvSource, JsonLinesSource, Lookup, ParquetSource, SqlSource
+from mlprod.errors import DataError
+from mlprod.etl import blocks, columnar
+from mlprod.etl.identity import Identity, file_identity, files_of, of_files, stamps
 from mlprod.etl.schema import NULLS, Loose, cast_strictly, require, shown
-from mlprod.manifest import sha256_file
-
-_VALUE_BYTES, _HASH_BYTES = 16, 96  # of a value, and of a row's hashes and row id, in a spilled row
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Identity:
-    """What tells whether a source changed since it was read. `stable`: equal identities mean equal rows."""
-
-    description: dict[str, Any]
-    expected_bytes: int  # in memory, roughly: sizes the external sort
-    stable: bool
-    stamps: tuple[tuple[int, int], ...] = ()  # size and time of change of each file, where the source is files
-
-
-# ---- databases ---------------------------------------------------------------------------------------------------------
-
-
-def connect(url: str) -> sa.Engine:
-    """Returns an engine for a database that exists.
-
-    Raises:
-        DataError: a URL that SQLAlchemy cannot read, a driver that is not installed, or a missing SQLite file.
-    """
-    for name in re.findall(r"\$\{?(\w+)", url):
-        if name not in os.environ:
-            raise DataError(f"config.etl.source.url={url!r}: the environment variable {name} is not set")
-    try:
-        parsed = sa.make_url(os.path.expandvars(url))
-        engine = sa.create_engine(parsed)
-    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ModuleNotFoundError) as error:
-        raise DataError(f"config.etl.source.url={url!r}: {error}") from error
-    except ValueError as error:  # its text may hold a part of a password
-        raise DataError(
-            f"config.etl.source.url={url!r}: the port is not a number, or a password holds '/', ':' or '@'"
-        ) from error
-    if parsed.get_backend_name() == "sqlite" and not (parsed.database and Path(parsed.database).is_file()):
-        raise DataError(
-            f"config.etl.source.url={url!r}: there is no database file {parsed.database!r}; create it, or mend the path"
-        )
-    return engine
-
-
-def _reflect(engine: sa.Engine, source: SqlSource) -> dict[str, sa.Table]:
-    """Returns the tables of `source` as the database describes them."""
-    try:
-        inspector = sa.inspect(engine)
-        known = [*inspector.get_table_names(), *inspector.get_view_names()]
-        for name in (source.table, *(join.table for join in source.joins)):
-            if name not in known:
-                raise DataError(f"database {engine.url.render_as_string()} has no table {name!r}{nearest(name, known)}")
-        names = {source.table, *(join.table for join in source.joins)}
-        return {name: sa.Table(name, sa.MetaData(), autoload_with=engine) for name in names}
-    except sa.exc.DBAPIError as error:
-        raise DataError(f"database {engine.url.render_as_string()}: {error.orig}") from error
-
-
-def _bound(column: sa.Column[Any], text: str, field: str) -> Any:
-    """Returns the text of a filter as a value of the column's own type, to be bound as a parameter."""
-    try:
-        kind = column.type.python_type
-    except NotImplementedError:  # a column without a declared type, as SQLite has them
-        kind = str
-    try:
-        return kind.fromisoformat(text) if issubclass(kind, dt.date | dt.time) else kind(text)
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise DataError(f"config.etl.source.{field}={text!r} is not a {kind.__name__}, as column {column.name!r} is") from error
-
-
-def _filters(table: sa.Table, source: SqlSource) -> list[sa.ColumnElement[bool]]:
-    """Returns start <= watermark < stop as conditions with bound parameters."""
-    if not source.watermark:
-        if source.start or source.stop:
-            raise DataError("config.etl.source.start and .stop need config.etl.source.watermark, the column they apply to")
-        return []
-    require(source.watermark, list(table.c.keys()), f"table {source.table!r}")
-    column = table.c[source.watermark]
-    low = [column >= _bound(column, source.start, "start")] if source.start else []
-    high = [column < _bound(column, source.stop, "stop")] if source.stop else []
-    return [*low, *high]
-
-
-def _check_unique(connection: sa.Connection, table: sa.Table, join: Join) -> None:
-    """Raises DataError when two rows of a joined table have the same key, for a join would then multiply rows."""
-    keys = [table.c[on.right] for on in join.on]
-    statement = sa.select(*keys).where(*(k.is_not(None) for k in keys)).group_by(*keys).having(sa.func.count() > 1).limit(1)
-    double = connection.execute(statement).first()
-    if double is not None:
-        names = ", ".join(on.right for on in join.on)
-        raise DataError(f"table {join.table!r} has several rows with {names} = {tuple(double)}; a join needs one")
-
-
-def _check_plus(on: On, left: sa.ColumnElement[Any], right: sa.ColumnElement[Any]) -> None:
-    """Raises DataError when a shifted key is not an integer."""
-    if on.plus and not all(isinstance(column.type, sa.Integer) for column in (left, right)):
-        raise DataError(f"config.etl.source.joins: plus={on.plus} needs integer columns, as {on.left!r} and {on.right!r} are not")
-
-
-def _joined(main: sa.Table, joins: Sequence[tuple[Join, sa.FromClause]]) -> sa.FromClause:
-    """Returns the main table left-joined with each alias on its join's equalities."""
-    clause: sa.FromClause = main
-    for join, right in joins:
-        for on in join.on:
-            require(on.left, list(main.c.keys()), f"table {main.name!r}")
-            require(on.right, list(right.c.keys()), f"table {join.table!r}")
-            _check_plus(on, main.c[on.left], right.c[on.right])
-        # The shift stands on the main table's side: the joined table's column is bare, so its index can be used.
-        equal = [(main.c[on.left] - on.plus if on.plus else main.c[on.left]) == right.c[on.right] for on in join.on]
-        clause = sa.outerjoin(clause, right, sa.and_(*equal))
-    return clause
-
-
-def _statement(tables: dict[str, sa.Table], source: SqlSource, names: Sequence[str]) -> sa.Select[Any]:
-    """Returns the select of the columns `names`, left-joined and filtered."""
-    main = tables[source.table]
-    joins = [(join, tables[join.table].alias(f"join_{i}")) for i, join in enumerate(source.joins)]
-    home = {name: (join.table, right) for join, right in joins for name in join.columns}
-    clause = _joined(main, joins)
-    for name in names:
-        where, table = home.get(name, (source.table, main))
-        require(name, list(table.c.keys()), f"table {where!r}")
-    chosen = [home[name][1].c[name] if name in home else main.c[name] for name in names]
-    return sa.select(*chosen).select_from(clause).where(*_filters(main, source))
-
-
-def _row_of_query(table: str, before: int, i: int) -> str:
-    return f"table {table!r}, row {before + i + 1} of the query"
-
-
-@contextmanager
-def _told(source: SqlSource) -> Iterator[None]:
-    """Turns what a database or its driver refuses into a DataError."""
-    try:
-        yield
-    except (sa.exc.DBAPIError, sa.exc.StatementError) as error:
-        raise DataError(f"table {source.table!r}: {getattr(error, 'orig', None) or error}") from error
-
-
-def _sql_chunks(source: SqlSource, names: Sequence[str], chunk_rows: int) -> Iterator[Loose]:
-    engine = connect(source.url)
-    tables = _reflect(engine, source)
-    statement = _statement(tables, source, names)
-    done = 0
-    try:
-        with _told(source), engine.connect() as connection:
-            for join in source.joins:
-                _check_unique(connection, tables[join.table], join)
-            result = connection.execution_options(stream_results=True).execute(statement)
-            for rows in result.partitions(chunk_rows):
-                columns = dict(zip(names, zip(*rows, strict=True), strict=True))
-                yield Loose(columns, len(rows), partial(_row_of_query, source.table, done), {})
-                done += len(rows)
-    except (ValueError, TypeError) as error:  # a driver that cannot make its column's type of a value
-        raise DataError(f"table {source.table!r}, after row {done} of the query: {error}; mend the value") from error
-    finally:
-        engine.dispose()
-
-
-def _sql_identity(source: SqlSource, names: Sequence[str]) -> Identity:
-    engine = connect(source.url)
-    tables = _reflect(engine, source)
-    statement = _statement(tables, source, names)
-    main = tables[source.table]
-    mark = sa.func.max(main.c[source.watermark]) if source.watermark else sa.null()
-    with _told(source), engine.connect() as connection:
-        rows, newest = connection.execute(sa.select(sa.func.count(), mark).select_from(main).where(*_filters(main, source))).one()
-        joined = [
-            connection.execute(sa.select(sa.func.count()).select_from(tables[join.table])).scalar_one() for join in source.joins
-        ]
-    engine.dispose()
-    compiled = statement.compile(engine)
-    parameters = {k: str(v) for k, v in compiled.params.items()}
-    database = engine.url.set(username=None, password=None, query={}).render_as_string()
-    query = {
-        "database": database,
-        "query": str(compiled),
-        "parameters": parameters,
-        "rows": rows,
-        "joined_rows": joined,
-        "watermark": str(newest),
-    }
-    return Identity(
-        description=query, expected_bytes=rows * (len(names) * _VALUE_BYTES + _HASH_BYTES), stable=bool(source.watermark)
-    )
-
+from mlprod.etl.sql import sql_chunks, sql_identity
 
 # ---- CSV files ---------------------------------------------------------------------------------------------------------
 
@@ -235,12 +48,12 @@ def _undecodable(path: str) -> int:
 
 
 @contextmanager
-def _told_of_csv(path: str) -> Iterator[None]:
-    """Turns what a CSV file refuses into a DataError."""
+def _told_of_file(path: str) -> Iterator[None]:
+    """Turns what a file refuses into a DataError."""
     try:
         yield
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise DataError(f"there is no CSV file {path!r}; create it, or mend the path in the config") from error
+        raise DataError(f"there is no file {path!r}; create it, or mend the path in the config") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} line {_undecodable(path)}: not UTF-8 text; write the file anew in that encoding") from error
     except OSError as error:
@@ -250,7 +63,7 @@ def _told_of_csv(path: str) -> Iterator[None]:
 def _csv_rows(path: str, delimiter: str, start: int = 0, stop: int = -1) -> Generator[tuple[int, list[str]], None, None]:
     """Yields (line on which the record begins, counted from `start`, fields) of a CSV file's bytes [start, stop)."""
     line = 1
-    with _told_of_csv(path), open(path, "rb") as raw:
+    with _told_of_file(path), open(path, "rb") as raw:
         raw.seek(start)
         bytes_ = raw if stop < 0 else io.BytesIO(raw.read(stop - start))
         file = io.TextIOWrapper(bytes_, encoding="utf-8" if start else "utf-8-sig", newline="")
@@ -312,20 +125,6 @@ def csv_chunks(
         yield Loose(columns, len(batch), partial(_line_of_file, path, start, lines), broken)
 
 
-def files_of(path: str) -> list[str]:
-    """Returns the files that a path or a pattern (`rows-*.csv`, `**` for any depth) names, sorted.
-
-    Raises:
-        DataError: a pattern that no file fits.
-    """
-    if Path(path).exists() or not re.search(r"[*?\[]", path):
-        return [path]
-    found = sorted(name for name in glob.glob(path, recursive=True) if Path(name).is_file())
-    if not found:
-        raise DataError(f"no file fits {path!r}; mend the path in the config")
-    return found
-
-
 # ---- one interface -----------------------------------------------------------------------------------------------------
 
 
@@ -345,8 +144,8 @@ def identify(source: Any, names: Sequence[str]) -> Identity:
     raise AssertionError(f"no identity for {type(source).__name__}")
 
 
-chunks.register(SqlSource, _sql_chunks)
-identify.register(SqlSource, _sql_identity)
+chunks.register(SqlSource, sql_chunks)
+identify.register(SqlSource, sql_identity)
 
 
 @chunks.register
@@ -355,40 +154,67 @@ def _(source: CsvSource, names: Sequence[str], chunk_rows: int) -> Iterator[Loos
         yield from csv_chunks(path, source.delimiter, names, chunk_rows)
 
 
+@chunks.register
+def _(source: ParquetSource | JsonLinesSource, names: Sequence[str], chunk_rows: int) -> Iterator[Loose]:
+    for part in parts(source, names, chunk_rows):
+        yield from columnar.loose(part, names, chunk_rows)
+
+
 def unchanged(source: Any, names: Sequence[str], identity: Identity) -> bool:
     """Returns whether a source is what it was when it was identified: files by their size and time, a table by a second look."""
     if identity.stamps:
-        return _stamps(source.path) == identity.stamps
+        return stamps(source.path) == identity.stamps
     return identify(source, names).description == identity.description
-
-
-def _stamps(path: str) -> tuple[tuple[int, int], ...]:
-    found = [os.stat(name) for name in files_of(path) if os.path.exists(name)]
-    return tuple((stat.st_size, stat.st_mtime_ns) for stat in found)
 
 
 @identify.register
 def _(source: CsvSource, names: Sequence[str]) -> Identity:
-    stamps = _stamps(source.path)
-    files = [_file_identity(path) for path in files_of(source.path)]
-    described = files[0] if len(files) == 1 else {"bytes": sum(file["bytes"] for file in files), "files": files}
-    rows = sum(-(-file["bytes"] // max(_row_bytes(path), 1)) for file, path in zip(files, files_of(source.path), strict=True))
-    expected = rows * (len(names) * _VALUE_BYTES + _HASH_BYTES)
-    return Identity(description=described, expected_bytes=expected, stable=True, stamps=stamps)
+    files = [path for path in files_of(source.path) if Path(path).is_file()]
+    return of_files(source.path, sum(-(-os.path.getsize(path) // _row_bytes(path)) for path in files), len(names))
+
+
+@identify.register
+def _(source: ParquetSource, names: Sequence[str]) -> Identity:
+    return of_files(source.path, columnar.num_rows(source.path), len(names))
+
+
+@identify.register
+def _(source: JsonLinesSource, names: Sequence[str]) -> Identity:
+    files = [path for path in files_of(source.path) if Path(path).is_file()]
+    return of_files(source.path, sum(-(-os.path.getsize(path) // _row_bytes(path)) for path in files), len(names))
 
 
 @singledispatch
-def parts(source: Any, chunk_rows: int) -> list[Any]:
-    """Returns small descriptions of what may be read on its own: together the rows of a source, each once."""
+def parts(source: Any, names: Sequence[str], chunk_rows: int) -> list[Any]:
+    """Returns small descriptions of what may be read on its own: together the rows of a source, each once.
+
+    Raises:
+        DataError: a file or, where that is seen without reading rows, one of the columns `names` is missing.
+    """
     return [None]
 
 
 @parts.register
-def _(source: CsvSource, chunk_rows: int) -> list[Any]:
+def _(source: CsvSource, names: Sequence[str], chunk_rows: int) -> list[Any]:
     found = []
     for path in files_of(source.path):
-        with _told_of_csv(path):
+        _csv_places(path, source.delimiter, names)
+        with _told_of_file(path):
             found += blocks.cut(path, source.delimiter, chunk_rows * _row_bytes(path))
+    return found
+
+
+@parts.register
+def _(source: ParquetSource, names: Sequence[str], chunk_rows: int) -> list[Any]:
+    return columnar.row_groups(source.path, names)
+
+
+@parts.register
+def _(source: JsonLinesSource, names: Sequence[str], chunk_rows: int) -> list[Any]:
+    found = []
+    for path in files_of(source.path):
+        with _told_of_file(path):
+            found += columnar.lines(path, chunk_rows * _row_bytes(path))
     return found
 
 
@@ -396,7 +222,7 @@ def _row_bytes(path: str) -> int:
     """Returns about how long a line of a file is."""
     with open(path, "rb") as file:
         head = file.read(1 << 16)
-    return -(-len(head) // max(head.count(b"\n"), 1))
+    return -(-len(head) // max(head.count(b"\n"), 1)) or 1
 
 
 @singledispatch
@@ -417,17 +243,19 @@ def _(source: CsvSource, part: blocks.Part, columns: Sequence[Column], chunk_row
     yield from csv_chunks(part.path, source.delimiter, names, chunk_rows, part.start, part.stop)
 
 
-def _file_identity(path: str) -> dict[str, Any]:
-    """Returns a file's size and SHA-256."""
-    file = Path(path)
-    if not file.is_file():
-        raise DataError(f"there is no CSV file {path!r}; create it, or mend the path in the config")
-    return {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+@read.register
+def _(source: ParquetSource, part: columnar.RowGroup, columns: Sequence[Column], chunk_rows: int) -> Iterator[pa.Table | Loose]:
+    return columnar.typed(part, columns, chunk_rows)
+
+
+@read.register
+def _(source: JsonLinesSource, part: columnar.Lines, columns: Sequence[Column], chunk_rows: int) -> Iterator[pa.Table | Loose]:
+    yield from columnar.loose(part, [c.name for c in columns], chunk_rows)
 
 
 def lookup_identity(lookup: Lookup) -> dict[str, Any]:
     """Returns what identifies a lookup's file."""
-    return _file_identity(lookup.path)
+    return file_identity(lookup.path)
 
 
 @dataclass(frozen=True, slots=True)

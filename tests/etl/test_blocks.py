@@ -17,6 +17,7 @@ COLUMNS = (
     numeric("x"), numeric("n", type="int64"), Column(name="s", type="string"), Column(name="b", type="bool"),
     Column(name="t", type="timestamp"),
 )  # fmt: skip
+NAMES = [c.name for c in COLUMNS]
 CLEAN = {
     "x": st.floats(allow_nan=False, allow_infinity=False).map(repr) | st.integers(-(10**20), 10**20).map(str),
     "n": st.integers(-(1 << 63), (1 << 63) - 1).map(str),
@@ -81,8 +82,8 @@ def test_parts_are_the_rows(tmp_path_factory, text, chunk_rows):
     path = tmp_path_factory.mktemp("csv") / "rows.csv"
     path.write_bytes(text.encode())
     source = CsvSource(path=str(path))
-    wanted = outcome(lambda: chunks(source, [c.name for c in COLUMNS], 1000))
-    found = outcome(lambda: (c for part in parts(source, chunk_rows) for c in read(source, part, COLUMNS, 1000)))
+    wanted = outcome(lambda: chunks(source, NAMES, 1000))
+    found = outcome(lambda: (c for part in parts(source, NAMES, chunk_rows) for c in read(source, part, COLUMNS, 1000)))
     assert found == wanted
 
 
@@ -92,7 +93,7 @@ def test_a_clean_file_is_read_by_pyarrow_in_parts(tmp_path: Path) -> None:
     rows = [f'{i / 7},{i},"a\n{i}",true,2024-01-01T00:00:00+01:00\n,,"b,""{i}""",f,\n' for i in range(500)]
     path.write_text("x,n,s,b,t\n" + "".join(rows))
     source = CsvSource(path=str(path))
-    cut = parts(source, 50)
+    cut = parts(source, NAMES, 50)
     assert len(cut) > 10
     tables = [chunk for part in cut for chunk in read(source, part, COLUMNS, 1000)]
     assert all(isinstance(table, pa.Table) for table in tables)
@@ -117,7 +118,7 @@ def test_many_files_are_one_source(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("x,n,s,b,t\n1,2,a,1,\n")
     (tmp_path / "a.csv").write_text("n,x,t,b,s\n3,4,,0,c\n")
     source = CsvSource(path=str(tmp_path / "*.csv"))
-    rows = [row for part in parts(source, 10) for chunk in read(source, part, COLUMNS, 10) for row in typed(chunk)[0]]
+    rows = [row for part in parts(source, NAMES, 10) for chunk in read(source, part, COLUMNS, 10) for row in typed(chunk)[0]]
     assert [(row["x"], row["n"], row["s"]) for row in rows] == [(4.0, 3, "c"), (1.0, 2, "a")]
     with pytest.raises(DataError, match="no file fits"):
-        parts(CsvSource(path=str(tmp_path / "*.tsv")), 10)
+        parts(CsvSource(path=str(tmp_path / "*.tsv")), NAMES, 10)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from mlprod.config import Column, CsvSource, Join, Lookup, On, SqlSource, numeric
 from mlprod.errors import DataError
 from mlprod.etl import sources
-from mlprod.etl.sources import chunks, connect, csv_chunks, identify, read_lookup
+from mlprod.etl.sources import chunks, csv_chunks, identify, read_lookup
+from mlprod.etl.sql import connect
 
 
 def rows_of(source, names, chunk_rows=1000):
@@ -81,7 +82,7 @@ def test_a_csv_is_told_by_its_bytes(csv_file, tmp_path):
     assert identify(CsvSource(path=csv_file("a\n1\n")), ["a"]) == first
     assert identify(CsvSource(path=csv_file("a\n2\n")), ["a"]) != first
     for read in (identify, rows_of):
-        with pytest.raises(DataError, match="there is no CSV file"):
+        with pytest.raises(DataError, match="there is no file"):
             read(CsvSource(path=str(tmp_path / "none.csv")), ["a"])
 
 
