@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("mlprod", "jax", "jaxlib", "flax", "optax", "grain", "numpy", "pyarrow", "scikit-learn", "torch")
+LIBRARIES = ("mlprod", "jax", "jaxlib", "flax", "optax", "grain", "numpy", "pyarrow", "scikit-learn", "torch", "duckdb", "polars")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
