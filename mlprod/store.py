@@ -149,11 +149,14 @@ class Store:
         self._again(copy)
 
     def write(self, path: str, body: bytes) -> None:
-        """Writes a small file, over another of its name."""
+        """Writes a small file, over another of its name; a reader sees the one or the other."""
 
         def whole() -> None:
-            with self._new(path) as file:
+            named = f"{path}.half" if self._local else path  # an object is there when it is whole
+            with self._new(named) as file:
                 file.write(body)
+            if self._local:
+                os.replace(f"{self._root}/{named}", f"{self._root}/{path}")
 
         self._again(whole)
 

@@ -46,7 +46,7 @@ class Lease:
             WorkdirError: another process holds it.
             OSError: the store cannot be read or written.
         """
-        found = self._read()
+        found = self._read_surely()
         if found and found["place"] != self._who["place"]:
             self._wait_out(found)
         self._beat()
@@ -78,7 +78,7 @@ class Lease:
         deadline = time.monotonic() + SILENCE_S
         while time.monotonic() < deadline:
             time.sleep(SILENCE_S / 10)
-            now = self._read()
+            now = self._read_surely()
             if not now:
                 return
             if now != found:
@@ -96,11 +96,19 @@ class Lease:
 
     def _follow(self) -> None:
         """Beats once more, or finds that another process has taken over."""
-        now = self._read()
+        now = self._read_surely()
         if now and now["token"] != self._who["token"]:
             self._taken_by = now["holder"]
         else:
             self._beat()
+
+    def _read_surely(self) -> dict[str, Any]:
+        """Returns what the lease says; one that seems not to be there may be about to be written over, so it is read again."""
+        found = self._read()
+        if not found:
+            time.sleep(SETTLE_S)
+            found = self._read()
+        return found
 
     def _beat(self) -> None:
         self._beats += 1

@@ -12,7 +12,7 @@ from tests.chaos.harness import LIMIT_S, Run, assert_same_end, last_lines
 from tests.conftest import MakeConfig
 
 DEVICES = ("--config.mesh.fsdp=2",)  # one each
-BY_TIME = ("--config.checkpoint.every=0", "--config.checkpoint.every_s=0.4", "--config.checkpoint.keep_last=100")
+BY_TIME = ("--config.checkpoint.every=0", "--config.checkpoint.every_s=0.1", "--config.checkpoint.keep_last=100")
 
 
 def ended(run: Run, *more: str) -> list[int]:

@@ -46,10 +46,10 @@ def proxy(bucket: Bucket) -> Iterator[Proxy]:
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits as a store and a lease do, a hundredth as long."""
+    """Waits as a store and a lease do, much shorter."""
     for name, value in {"PAUSE_S": 0.01, "PATIENCE_S": 0.3, "TIMEOUT_S": 1.0}.items():
         monkeypatch.setattr(stores, name, value)
-    for name, value in {"BEAT_S": 0.1, "SILENCE_S": 0.3, "SETTLE_S": 0.01}.items():
+    for name, value in {"BEAT_S": 0.1, "SILENCE_S": 1.5, "SETTLE_S": 0.01}.items():
         monkeypatch.setattr(lease, name, value)
 
 
