@@ -76,7 +76,7 @@ def restore_for(plan: Plan, step: int) -> tuple[TrainState, RunState]:
     workdir = Path(plan.cfg.workdir)
     saved, strict = SavedSteps(workdir), plan.cfg.checkpoint.strict
     if plan.cfg.checkpoint.copies and (step not in saved.steps() if step >= 0 else not saved.steps()):
-        Copies(plan.cfg.checkpoint.copies).bring(saved, lambda there: step in (-1, there))
+        Copies(plan.cfg.checkpoint.copies).bring(saved, lambda there: step in (-1, there), strict=strict)
     if not saved.root.is_dir():
         raise WorkdirError(
             f"config.workdir={plan.cfg.workdir!r} has no checkpoints; run `mlprod train` with the same config first"

@@ -78,11 +78,11 @@ class Copies:
             self.store.remove(f"{step:08d}/{RUN}")
             self.store.remove(f"{step:08d}")
 
-    def bring(self, saved: SavedSteps, wanted: Callable[[int], bool]) -> bool:
+    def bring(self, saved: SavedSteps, wanted: Callable[[int], bool], *, strict: bool) -> bool:
         """Brings the newest good step of those that are wanted, which must not be there; returns whether there is one.
 
         Raises:
-            CheckpointError: the store cannot be read.
+            CheckpointError: the store cannot be read, or the newest is damaged and `strict` is set.
         """
         try:
             there, aside = self._files(), SavedSteps(saved.root / "coming")
@@ -93,6 +93,8 @@ class Copies:
                     aside.verify(step)
                 except Damaged as error:
                     told = f"the copy of step {step} in {self.location} is damaged: {error}"
+                    if strict:
+                        raise CheckpointError(f"{told}; config.checkpoint.strict is set") from error
                     print(f"mlprod: {told}; looking for the one before", file=sys.stderr, flush=True)
                     continue
                 saved.root.mkdir(parents=True, exist_ok=True)

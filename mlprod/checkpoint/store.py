@@ -239,7 +239,7 @@ class Store:
         found = self._restore(abstract, where, accept)
         if self._copies is not None:
             newest = found[1].step if found else -1
-            if self._copies.bring(self.saved, lambda step: step > newest):
+            if self._copies.bring(self.saved, lambda step: step > newest, strict=self._cfg.strict):
                 del found  # or the devices would hold two
                 self._reopen()
                 found = self._restore(abstract, where, accept)

@@ -31,7 +31,10 @@ YEAR_1 = -62_135_596_800_000_000  # in microseconds: the first that Python knows
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Bytes [start, stop) of a CSV file, whole records behind the header. `regular`: quotes enclose whole fields."""
+    """Bytes [start, stop) of a CSV file, whole records behind the header.
+
+    Not `regular`, where quotes may not enclose whole fields: the whole file, header included, `stop` -1.
+    """
 
     path: str
     start: int
@@ -45,10 +48,12 @@ def cut(path: str, delimiter: str, part_bytes: int) -> list[Part]:
     size = os.path.getsize(path)
     if not size:
         return []
+    if len(delimiter.encode()) > 1:  # pyarrow's are of one byte
+        return [Part(path, 0, -1, False, True)]
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         spans, quotes = _looked_at(mapped, delimiter.encode(), part_bytes)
     if not all(quotes):
-        return [Part(path, 0, size, False, True)]
+        return [Part(path, 0, -1, False, True)]
     return [Part(path, a, b, True, found == "quoted") for (a, b), found in zip(spans, quotes, strict=True)][1:]
 
 

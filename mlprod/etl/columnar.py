@@ -103,7 +103,8 @@ def _as_python(path: str, first: int, batch: pa.RecordBatch) -> Loose:
 def _objects(array: pa.Array) -> list[Any]:
     if pa.types.is_timestamp(array.type):
         array = pc.cast(array, pa.timestamp("us", array.type.tz), safe=False)  # Python has no nanoseconds
-    return array.to_pylist()  # type: ignore[no-any-return]
+    objects: list[Any] = array.to_pylist()
+    return objects
 
 
 def _row_of_file(path: str, first: int, i: int) -> str:

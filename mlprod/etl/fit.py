@@ -2,7 +2,8 @@
 
 Promise: the same for any chunk size, order of reading or number of buckets. A median is the lower middle element, so it is
 a value of the column.
-Price: two passes over the columns, up to five more over those with few distinct values; a vocabulary is held in memory.
+Price: two passes over the columns, up to five more over those with few distinct values; a vocabulary is held in memory, and of
+each numeric column up to a twentieth of its values.
 """
 
 from collections import Counter

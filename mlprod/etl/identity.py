@@ -20,9 +20,7 @@ class Identity:
     description: dict[str, Any]
     expected_bytes: int  # in memory, roughly: sizes the external sort
     stable: bool
-    stamps: tuple[tuple[int, int], ...] = field(
-        default=(), compare=False
-    )  # size and time of change of each file, where the source is files
+    stamps: tuple[tuple[int, int], ...] = field(default=(), compare=False)  # of files: see `stamps`
 
 
 def rows_bytes(rows: int, num_columns: int) -> int:

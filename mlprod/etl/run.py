@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -442,6 +443,8 @@ def build(cfg: Config) -> tuple[Manifest, bool]:
             raise DataError("the source changed while it was read (its count or watermark differs); run `mlprod etl` again")
         stored, counts.duplicates = settle_all(etl, tasks, reading, extracted)
         published = _publish(cfg, key, identity, counts, tasks, stored, began)
+        if tasks.taken:
+            print(f"mlprod: {tasks.taken.total()} task(s) had been done by an attempt before", file=sys.stderr)
         shutil.rmtree(work)
     return published, True
 

@@ -36,7 +36,7 @@ def one_of_several(argv: Sequence[str], output: str, port: int, index: int, coun
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", count, index, shutdown_timeout_seconds=20)
     if index:
-        train.time = SimpleNamespace(monotonic=lambda: 0.0)  # type: ignore[assignment]
+        train.time = SimpleNamespace(monotonic=lambda: 0.0)  # type: ignore[assignment] # a module's place taken by a clock
     command(argv, output)
 
 

@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import jax
@@ -39,9 +40,8 @@ def bucket() -> Iterator[Bucket]:
 @pytest.fixture
 def proxy(bucket: Bucket) -> Iterator[Proxy]:
     """A proxy in front of the bucket, without faults."""
-    proxy = Proxy(bucket.port)
-    yield proxy
-    proxy.close()
+    with closing(Proxy(bucket.port)) as proxy:
+        yield proxy
 
 
 @pytest.fixture(autouse=True)
@@ -152,6 +152,9 @@ def test_a_damaged_copy_is_named_and_the_one_before_is_used(
     for path, body in copied(copies, 3).items():
         if "/d/" in path:
             copies.store.write(f"{NAME}/{path}", bytes(255 - byte for byte in body))
+    strict = dataclasses.replace(keeping_all(location), strict=True)
+    with Store(tmp_path / "strict", strict) as store, pytest.raises(CheckpointError, match=r"step 3 .* damaged: .*strict is set"):
+        store.restore_newest(plan.abstract, plan.where)
     with Store(tmp_path / "other", keeping_all(location)) as store:
         found = store.restore_newest(plan.abstract, plan.where)
         assert found is not None
@@ -287,7 +290,8 @@ def test_a_silent_holder_is_replaced_and_ends_when_it_wakes(
     with Store(tmp_path / "two", keeping_all(shared)) as store:
         assert time.monotonic() - began >= lease.SILENCE_S
         save(store, plan, 1)
-        sleeper._lease._follow()  # type: ignore[union-attr]
+        assert sleeper._lease is not None
+        sleeper._lease._follow()
         with pytest.raises(CheckpointError, match=r"was taken over by process [0-9]+ on .* silent"):
             sleeper.check()
         sleeper.__exit__(CheckpointError, CheckpointError(), None)

@@ -50,9 +50,8 @@ def bucket(dataset: Path) -> Iterator[Bucket]:
 @pytest.fixture
 def proxy(bucket: Bucket) -> Iterator[Proxy]:
     """A proxy in front of the bucket, without faults."""
-    proxy = Proxy(bucket.port)
-    yield proxy
-    proxy.close()
+    with contextlib.closing(Proxy(bucket.port)) as proxy:
+        yield proxy
 
 
 @pytest.fixture

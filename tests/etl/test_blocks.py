@@ -113,6 +113,19 @@ def test_pieces_do_not_count(piece: int, tmp_path: Path, monkeypatch: pytest.Mon
     assert len(wanted) > 20
 
 
+def test_an_irregular_file_is_read_as_a_stream(tmp_path: Path) -> None:
+    """Of any size, in chunks: it is never held whole. So is one whose delimiter pyarrow does not know."""
+    path = tmp_path / "rows.csv"
+    for delimiter, mark in ((",", 'a"b'), ("§", "ab")):
+        rows = [delimiter.join((str(i), str(i), mark, "1", "")) for i in range(50)]
+        path.write_text("\n".join([delimiter.join(NAMES), *rows]))
+        source = CsvSource(path=str(path), delimiter=delimiter)
+        assert parts(source, NAMES, 5) == [blocks.Part(str(path), 0, -1, False, True)]
+        chunk = [chunk for part in parts(source, NAMES, 5) for chunk in read(source, part, COLUMNS, 20)]
+        assert [c.num_rows for c in chunk] == [20, 20, 10]
+        assert [row["s"] for c in chunk for row in typed(c)[0]] == [mark] * 50
+
+
 def test_many_files_are_one_source(tmp_path: Path) -> None:
     """A pattern names them; their columns may stand in any order."""
     (tmp_path / "b.csv").write_text("x,n,s,b,t\n1,2,a,1,\n")

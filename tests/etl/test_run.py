@@ -267,7 +267,7 @@ TASKS = {"extract_part": 3, "settle_bucket": 16, "sort_bucket": 16, "_write_file
     [("extract_part", 1), ("extract_part", 3), ("settle_bucket", 5), ("sort_bucket", 16), ("_fit", 1), ("_write_file", 2),
      ("_report", 1)],
 )  # fmt: skip
-def test_a_build_goes_on_where_it_was_killed(name, after, make_config, published, tmp_path, monkeypatch):
+def test_a_build_goes_on_where_it_was_killed(name, after, make_config, published, tmp_path, monkeypatch, capsys):
     """There is no version until the end; no task that was done is done again; the end is the same, and leaves no work."""
     cfg = with_etl(make_config(), tmp_path / "d", chunk_rows=1000, workers=1)
     done = {task: kill(monkeypatch, run, task, after if task == name else 0) for task in TASKS}
@@ -281,6 +281,8 @@ def test_a_build_goes_on_where_it_was_killed(name, after, make_config, published
     again, fresh = build(with_etl(cfg, tmp_path / "d", chunk_rows=7, workers=3))  # with other parts and buckets it would be none
     assert fresh
     assert again == published
+    if (name, after) != ("extract_part", 1):  # a worker may have begun the next one before it was stopped
+        assert "task(s) had been done by an attempt before" in capsys.readouterr().err
     assert {task: len(calls) for task, calls in done.items()} == {task: n + (task == name) for task, n in TASKS.items()}
     assert [p.name for p in (tmp_path / "d" / "work").iterdir()] == ["lock"]
     named = {tmp_path / "d" / shard.path for shards in again.splits.values() for shard in shards}
@@ -292,6 +294,19 @@ def test_workers_and_parts_do_not_count(workers, chunk_rows, make_config, publis
     """The same bytes, whoever reads what: names, sums and SHA-256 of all files."""
     cfg = with_etl(make_config(), tmp_path / "d", chunk_rows=chunk_rows, workers=workers, memory_bytes=1 << 22)
     assert build(cfg)[0] == published
+
+
+@pytest.mark.parametrize("dedup", ["exact", "none"])
+def test_without_a_key_nothing_counts_either(dedup, make_config, csv, tmp_path, monkeypatch):
+    """Where buckets of keys are those of the order, and rows are gathered from where they were read: as where they are not."""
+    made = []
+    for i, (workers, chunk_rows, bits) in enumerate(((1, 10_000, 0), (3, 7, 0), (2, 100, 6))):
+        monkeypatch.setattr(spill, "num_bits", lambda *_, bits=bits: bits)
+        changed = {"key": (), "dedup": dedup, "workers": workers, "chunk_rows": chunk_rows}
+        made.append(build(with_etl(make_config(), tmp_path / str(i), **changed))[0])
+    assert made[0] == made[1] == made[2]
+    found = np.concatenate([stored(tmp_path / "0", made[0], name)["row_id"] for name in SPLITS])
+    assert len(set(found.tolist())) == len(found) == sum(made[0].num_rows(name) for name in SPLITS)
 
 
 def test_built_again_nothing_is_done(make_config, published, dataset):
