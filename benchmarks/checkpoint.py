@@ -29,6 +29,7 @@ from _contenders import memory
 from _figures import Figure, arguments, publish
 
 from mlprod.checkpoint.leaves import digests
+from mlprod.checkpoint.replicas import check_replicas
 from mlprod.checkpoint.run_state import RunState
 from mlprod.checkpoint.saved import SavedSteps
 from mlprod.checkpoint.store import Store
@@ -113,6 +114,16 @@ def restored(folder: str, size: int) -> dict[str, float]:
     return {"restore": took, "memory": peak / sum(leaf.nbytes for leaf in jax.tree.leaves(found[0]))}
 
 
+def compared(size: int) -> dict[str, float]:
+    """Compares the copies of a state on two devices: seconds, and those of one copy to the host. In a process of its own."""
+    jax.config.update("jax_num_cpu_devices", 2)
+    everywhere = jax.sharding.NamedSharding(jax.make_mesh((2,), ("data",)), jax.sharding.PartitionSpec())
+    leaves = jax.block_until_ready(jax.device_put(flatten(state_of(size, 1)), everywhere))
+    check_replicas(leaves)  # compiles
+    seconds_of_copies = seconds(lambda: [np.array(leaf.addressable_data(0), copy=True) for leaf in leaves.values()])
+    return {"compare": seconds(lambda: check_replicas(leaves)), "host copy": seconds_of_copies}
+
+
 def state_of_shapes(size: int) -> TrainState:
     """Returns the state's arrays as zeros, for their shapes."""
     rows = max(1, size // (3 * LEAVES * 4 * 1024))
@@ -133,13 +144,19 @@ def main() -> None:
         found = measured(Path(folder), size, rounds)
         command = [sys.executable, __file__, "RESTORE", folder, str(size)]
         ends = [subprocess.run(command, capture_output=True, check=True).stdout for _ in range(rounds)]
-    each = [{name: values[i] for name, values in found.items()} | json.loads(ends[i]) for i in range(rounds)]
+    command = [sys.executable, __file__, "COMPARE", str(size // 2)]
+    pairs = [subprocess.run(command, capture_output=True, check=True).stdout for _ in range(rounds)]
+    each = [
+        {name: values[i] for name, values in found.items()} | json.loads(ends[i]) | json.loads(pairs[i]) for i in range(rounds)
+    ]
     goal, memory_goal = ({}, {}) if options.quick else ({"goal": {"max": GOAL}}, {"goal": {"max": MEMORY_GOAL}})
     peers = {name: median(values) for name, values in found.items()}
     over_copy = [(r["blocks"] - r["digest"]) / r["copy"] for r in each]
     figures = [
         figure("save: blocks the loop", found["blocks"], "s", peers=peers),
         figure("save: of that, the digests", found["digest"], "s"),
+        figure("save: comparing copies, half the state on 2 devices each", [r["compare"] for r in each], "s"),
+        figure("save: comparing copies / a copy to the host", [r["compare"] / r["host copy"] for r in each], "ratio"),
         figure("save: blocks / copy to the host, digests apart", over_copy, "ratio", **goal),
         figure("save: blocks / synchronous save", [r["blocks"] / r["synchronous"] for r in each], "ratio"),
         figure("save: share of training at one a minute", [r["blocks"] / 60 for r in each], "of the time"),
@@ -154,5 +171,7 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["RESTORE"]:
         print(json.dumps(restored(sys.argv[2], int(sys.argv[3]))))
+    elif sys.argv[1:2] == ["COMPARE"]:
+        print(json.dumps(compared(int(sys.argv[2]))))
     else:
         main()

@@ -1,8 +1,9 @@
 """Saves the whole run, device arrays and host state as one atomic step, and throws old steps away. The only door to orbax.
 
-Promise: digests are taken on the devices before the save. A background save that failed ends the run with its cause. No step
-goes before a newer one was read back and found good, and none that the run did not make.
-With `cfg.copies` every step that stays is copied there, after it was read back and before an older one goes.
+Promise: before a save the copies of an array on several devices are compared, and digests taken, all on the devices. A
+background save that failed ends the run with its cause. No step goes before a newer one was read back and found good, and none
+that the run did not make. With `cfg.copies` every step that stays is copied there, after it was read back and before an older
+one goes.
 Price: a save blocks the loop for the digests and a copy to the host; writing, reading back and copying go on beside the steps.
 
 On disk: `WORKDIR/checkpoints/STEP/{state,run}`; `state` holds {our path: array}, `run` the run JSON (`run_state.py`). Beside the
@@ -26,6 +27,7 @@ from mlprod.checkpoint import retention
 from mlprod.checkpoint.copies import Copies, told_of
 from mlprod.checkpoint.lease import Lease
 from mlprod.checkpoint.leaves import CHUNK_BYTES, digests, leaf_table
+from mlprod.checkpoint.replicas import check_replicas
 from mlprod.checkpoint.run_state import Damaged, RunState, encode
 from mlprod.checkpoint.saved import Accept, AllDamaged, SavedSteps, accept_any
 from mlprod.config import CheckpointConfig
@@ -92,10 +94,11 @@ class Store:
         """Begins to save the state and its run JSON as step `run.step`; returns when the state may be donated.
 
         Raises:
-            CheckpointError: an earlier save failed, or this one was refused.
+            CheckpointError: an earlier save failed, this one was refused, or devices hold different values of one array.
         """
         self.check()
         table, leaves = leaf_table(state), flatten(state)
+        check_replicas(leaves)
         for path, words in digests(leaves).items():
             table[path]["digest"] = words
         chunks = {path: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES) for path in leaves}
