@@ -33,7 +33,8 @@ from _figures import Figure, parser_for, publish
 
 from mlprod.config import ByHash, Column, Config, CsvSource, EtlConfig, Label, categorical, numeric
 from mlprod.etl import sources
-from mlprod.etl.run import build, label_column, source_columns
+from mlprod.etl.extract import label_column, source_columns
+from mlprod.etl.run import build
 from mlprod.models.mlp import MLPConfig
 
 ROWS, QUICK_ROWS = 2_000_000, 50_000

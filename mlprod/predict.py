@@ -23,7 +23,7 @@ from mlprod.config import Config, CsvSource, EtlConfig, JsonLinesSource, Parquet
 from mlprod.errors import ConfigError, DataError, WorkdirError
 from mlprod.etl import sources
 from mlprod.etl.derive import derive
-from mlprod.etl.run import source_columns
+from mlprod.etl.extract import source_columns
 from mlprod.etl.schema import ARROW, Loose, beyond_float32, cast_chunk, raw_column
 from mlprod.evaluate import check_output, restore_for
 from mlprod.features import apply

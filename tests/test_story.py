@@ -15,7 +15,7 @@ from mlprod.check import process_ranges
 from mlprod.config import Config, MeshConfig
 from mlprod.data.reader import GroupReader
 from mlprod.etl import sources
-from mlprod.etl.run import source_columns
+from mlprod.etl.extract import source_columns
 from mlprod.plan import make_plan
 from mlprod.predict import model_arrays, typed_rows
 from mlprod.store import open_store

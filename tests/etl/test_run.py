@@ -17,8 +17,10 @@ import pytest
 from mlprod import features, manifest
 from mlprod.config import ByHash, Column, Config, CsvSource, Label, Lookup, SqlSource, categorical, numeric
 from mlprod.errors import DataError, WorkdirError
-from mlprod.etl import run, sources, spill
-from mlprod.etl.run import build, build_key, label_column, source_columns
+from mlprod.etl import extract, run, sources, spill
+from mlprod.etl import stored as stored_rows
+from mlprod.etl.extract import label_column, source_columns
+from mlprod.etl.run import build, build_key
 from mlprod.etl.schema import cast, hashable
 from mlprod.hashing import PAD_ID, Hash128, hash_columns, mix_hash
 from mlprod.manifest import SPLITS, Manifest
@@ -208,7 +210,7 @@ def test_rows_whose_hashes_collide_are_told_apart_by_value(dedup, tmp_path, monk
         full = hash_columns(columns, num_rows, seed)
         return Hash128(full.hi & np.uint64(7 << 61), np.zeros(num_rows, np.uint64))
 
-    monkeypatch.setattr(run, "hash_columns", few_bits)
+    monkeypatch.setattr(extract, "hash_columns", few_bits)
     unique = [(i, None if i % 7 == 0 else i % 5, i % 2) for i in range(120)]
     lines = unique + unique[::2] + unique[:10] * 2
     text = table_text("id,x,y", *sorted(lines, key=lambda row: row[0] * 31 % 17))
@@ -260,6 +262,7 @@ def kill(monkeypatch, module, name: str, after: int) -> list[str]:
 
 
 TASKS = {"extract_part": 3, "settle_bucket": 16, "sort_bucket": 16, "_write_file": 6}  # of the build below
+HOME = {"extract_part": extract, "settle_bucket": stored_rows, "sort_bucket": stored_rows}
 
 
 @pytest.mark.parametrize(
@@ -270,7 +273,7 @@ TASKS = {"extract_part": 3, "settle_bucket": 16, "sort_bucket": 16, "_write_file
 def test_a_build_goes_on_where_it_was_killed(name, after, make_config, published, tmp_path, monkeypatch, capsys):
     """There is no version until the end; no task that was done is done again; the end is the same, and leaves no work."""
     cfg = with_etl(make_config(), tmp_path / "d", chunk_rows=1000, workers=1)
-    done = {task: kill(monkeypatch, run, task, after if task == name else 0) for task in TASKS}
+    done = {task: kill(monkeypatch, HOME.get(task, run), task, after if task == name else 0) for task in TASKS}
     with monkeypatch.context() as patch:
         if name not in TASKS:
             kill(patch, run, name, after)

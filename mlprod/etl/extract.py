@@ -1,0 +1,131 @@
+"""Rows of a source in their types, with what is derived and looked up, labelled, hashed, and spilled by the key's hash.
+
+Promise: each part of a source is a task of its own, and what a task writes is the same whoever did the others.
+Price: every row is held once, a chunk at a time, and written to disk once.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlprod import manifest
+from mlprod.config import Column, EtlConfig
+from mlprod.errors import DataError
+from mlprod.etl import report, sources, spill, split
+from mlprod.etl.derive import check_hook, derive
+from mlprod.etl.schema import FLOAT32_MAX, Loose, beyond_float32, cast_strictly, hashable
+from mlprod.etl.settle import KEY, LABEL, ROW, SPLIT
+from mlprod.etl.tasks import Tasks
+from mlprod.hashing import hash_columns
+
+
+def source_columns(etl: EtlConfig) -> list[Column]:
+    """Returns the columns that come out of the source itself: neither derived nor from a lookup."""
+    looked_up = {name for lookup in etl.lookups for name in lookup.columns}
+    return [c for c in etl.columns if not c.derived and c.name not in looked_up]
+
+
+def label_column(etl: EtlConfig) -> Column:
+    """Returns the raw label as a column of the source."""
+    return Column(name=etl.label.column, type="float64", role="label")
+
+
+def rows_of(
+    columns: Sequence[Column], lookups: Sequence[sources.LookupTable], chunks: Iterable[pa.Table | Loose]
+) -> Iterator[pa.Table]:
+    """Yields the rows of chunks in their declared types, with what the lookups add."""
+    for chunk in chunks:
+        rows = cast_strictly(chunk, columns) if isinstance(chunk, Loose) else chunk
+        for lookup in lookups:
+            rows = lookup.join(rows)
+        yield rows
+
+
+def _hashed(etl: EtlConfig, rows: pa.Table) -> pa.Table:
+    """Returns the rows with row hash, key hash (the row hash where there is no key) and split."""
+    extracted = [c.name for c in etl.columns if not c.derived]
+    row = hash_columns({n: hashable(rows[n]) for n in [*extracted, etl.label.column]}, rows.num_rows, etl.hash_seed)
+    key = hash_columns({n: hashable(rows[n]) for n in etl.key}, rows.num_rows, etl.hash_seed) if etl.key else row
+    code = split.assign(etl.split, rows, key, etl.hash_seed)
+    label = pc.cast(pc.greater(rows[etl.label.column], etl.label.above), pa.float32())
+    added = {LABEL: label, ROW[0]: row.hi, ROW[1]: row.lo, KEY[0]: key.hi, KEY[1]: key.lo, SPLIT: code}
+    for name, values in added.items():
+        rows = rows.append_column(name, values if isinstance(values, pa.ChunkedArray) else pa.array(values))
+    return rows
+
+
+def _check_values(etl: EtlConfig, rows: pa.Table) -> None:
+    """Raises DataError for values that a column's declaration, a weight or float32 does not allow."""
+    for c in etl.columns:
+        if c.missing == "refuse" and rows[c.name].null_count:
+            raise DataError(
+                f"column {c.name!r} has {rows[c.name].null_count} missing value(s) and missing='refuse'; mend them or use 'fill'"
+            )
+        if c.role == "weight" and (rows[c.name].null_count or (pc.min(rows[c.name]).as_py() or 0) < 0):
+            raise DataError(f"column {c.name!r} is a weight and has a missing or negative value; mend it")
+        if c.role == "feature" and c.kind == "numeric" and beyond_float32(rows[c.name]).any():
+            raise DataError(f"column {c.name!r} has a value beyond {FLOAT32_MAX:.3g}, which float32 cannot hold; scale it")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the source is read: decided once a build, so that an attempt that follows finds the tasks that are done."""
+
+    columns: Sequence[Column]
+    lookups: Sequence[sources.LookupTable]
+    chunk_rows: int
+    bits: int  # of the hash, by which buckets are cut
+
+    def rows(self, etl: EtlConfig, part: Any) -> Iterator[pa.Table]:
+        """Yields the rows of a part of the source."""
+        return rows_of(self.columns, self.lookups, sources.read(etl.source, part, self.columns, self.chunk_rows))
+
+
+def plan_reading(etl: EtlConfig, work: Path, expected_bytes: int, workers: int) -> Reading:
+    """Returns how this build reads its source: as its first attempt decided."""
+    left, boot = work / "reading.json", Path("/proc/sys/kernel/random/boot_id")
+    since = boot.read_text().strip() if boot.is_file() else ""
+    if not left.is_file() or json.loads(left.read_text())["boot"] != since:  # after a power cut files may hold anything
+        shutil.rmtree(work)
+        work.mkdir(mode=0o700)
+        bits = spill.num_bits(expected_bytes, etl.memory_bytes // workers)
+        manifest.write_atomically(left, json.dumps({"boot": since, "chunk_rows": etl.chunk_rows, "bits": bits}))
+    columns = (*source_columns(etl), label_column(etl))
+    plan, lookups = json.loads(left.read_text()), [sources.read_lookup(x, etl.columns) for x in etl.lookups]
+    return Reading(columns, lookups, plan["chunk_rows"], plan["bits"])
+
+
+def extract(etl: EtlConfig, tasks: Tasks, reading: Reading) -> tuple[report.Counts, spill.Index]:
+    """Reads the source, a task a part, into files cut by key hash, so that all rows of a key meet in one bucket."""
+    parts = sources.parts(etl.source, [c.name for c in reading.columns], reading.chunk_rows)
+    check_hook(etl, (rows for part in parts for rows in reading.rows(etl, part)))
+    done = tasks.run("extract", {f"{i:06d}": partial(extract_part, etl, reading, tasks.work, i, p) for i, p in enumerate(parts)})
+    counts = report.merged([report.Counts(**left["counts"]) for left in done.values()])
+    if not counts.read:
+        raise DataError("the source has no rows; check config.etl.source and its filters")
+    if counts.read == counts.without_label:
+        raise DataError(f"none of the {counts.read} rows has a value in config.etl.label.column={etl.label.column!r}")
+    return counts, {f"{name}.arrow": left["batches"] for name, left in done.items()}
+
+
+def extract_part(etl: EtlConfig, reading: Reading, work: Path, number: int, part: Any) -> dict[str, Any]:
+    """Reads a part: its rows in their types, with what is derived and looked up, labelled, hashed, and cut by key hash."""
+    counts = report.Counts()
+    with spill.Spill(work / "extract" / f"{number:06d}.arrow") as out:
+        for rows in reading.rows(etl, part):
+            labelled = rows.filter(pc.is_valid(rows[etl.label.column])) if rows[etl.label.column].null_count else rows
+            counts.read += rows.num_rows
+            counts.without_label += rows.num_rows - labelled.num_rows
+            derived = derive(etl, labelled)
+            _check_values(etl, derived)
+            counts.add(derived, etl.columns)
+            hashed = _hashed(etl, derived)
+            out.add(hashed, spill.bucket_of(hashed[KEY[0]].to_numpy(), reading.bits))
+    return {"counts": asdict(counts), "batches": out.batches}

@@ -1,0 +1,119 @@
+"""The rows as they will be stored: each split's in ascending order hash, equal rows dealt with, in pieces on disk.
+
+Promise: what a piece holds does not depend on parts, buckets or workers; a piece is read in part.
+Price: without a key a piece only names rows of the spill, and reading one gathers them; with a key rows are written again.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mlprod.config import EtlConfig
+from mlprod.etl import settle, spill
+from mlprod.etl.extract import Reading
+from mlprod.etl.settle import AT, ORDER, ROW_ID, SPLIT
+from mlprod.etl.tasks import Tasks
+from mlprod.manifest import SPLITS
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The rows as they will be stored: pieces of ascending order hash, each with the rows of every split in that order."""
+
+    work: Path
+    extracted: spill.Index  # of which pieces name rows; empty: they hold the rows themselves
+    pieces: spill.Index
+    counts: Mapping[str, Sequence[int]]  # piece -> rows of each split
+
+    def rows(self, columns: Sequence[str], split: int, piece: str, start: int = 0, stop: int = -1) -> pa.Table:
+        """Returns rows [start, stop) of a split in a piece that has any: these columns, and the row ids."""
+        found = spill.read_bucket(self.work / "stored", {piece: self.pieces[piece]}, split)
+        assert found is not None
+        found = found.slice(start, stop - start if stop >= 0 else None)
+        if not self.extracted:
+            return found.select([*columns, ROW_ID])
+        bucket = spill.read_bucket(self.work / "extract", self.extracted, int(Path(piece).stem), columns)
+        assert bucket is not None
+        return bucket.take(found[AT]).append_column(ROW_ID, found[ROW_ID])
+
+    def of_split(self, split: int, columns: Sequence[str]) -> Iterator[Callable[[], pa.Table]]:
+        """Yields what reads the rows of a split from each piece that has any."""
+        for piece, counts in self.counts.items():
+            if counts[split]:
+                yield partial(self.rows, columns, split, piece)
+
+    def num_rows(self, split: int) -> int:
+        """Returns the rows of a split."""
+        return sum(counts[split] for counts in self.counts.values())
+
+
+def settle_all(etl: EtlConfig, tasks: Tasks, reading: Reading, extracted: spill.Index) -> tuple[Stored, int]:
+    """Settles each bucket of equal keys and sorts the rows into stored order; returns them and the duplicates left out.
+
+    Without a key, and with duplicates left out, the buckets of keys are those of the order: then a piece only names the rows.
+    """
+    work, buckets = tasks.work, [f"{i:03d}" for i in range(1 << reading.bits)]
+    (work / "stored").mkdir(exist_ok=True)
+    aligned = etl.dedup == "exact" and not etl.key
+    act = order_bucket if aligned else partial(settle_bucket, reading)
+    settled = tasks.run("settle", {b: partial(act, etl, work, extracted, b) for b in buckets})
+    found = settled
+    if not aligned:
+        index = {f"{b}.arrow": left["batches"] for b, left in settled.items()}
+        found = tasks.run("sort", {b: partial(sort_bucket, work, index, b) for b in buckets})
+        for path in (*(work / "extract").glob("*.arrow"), *(work / "settle").glob("*.arrow")):
+            path.unlink()
+    pieces = {f"{b}.arrow": left["batches"] for b, left in found.items()}
+    counts = {f"{b}.arrow": left["rows"] for b, left in found.items()}
+    stored = Stored(work, extracted if aligned else {}, pieces, counts)
+    return stored, sum(left["duplicates"] for left in settled.values())
+
+
+NOTHING: dict[str, Any] = {"batches": [], "duplicates": 0, "rows": [0] * len(SPLITS)}
+
+
+def _settled(etl: EtlConfig, rows: pa.Table) -> settle.Settled:
+    return settle.settle(rows, [*(c.name for c in etl.columns if not c.derived), etl.label.column], etl.dedup)
+
+
+def order_bucket(etl: EtlConfig, work: Path, extracted: spill.Index, name: str) -> dict[str, Any]:
+    """Settles a bucket of rows without a key, whose order is that of their hash: writes which rows stay, split by split."""
+    rows = spill.read_bucket(work / "extract", extracted, int(name))
+    if rows is None:
+        return NOTHING
+    settled = _settled(etl, rows)
+    split = rows[SPLIT].to_numpy()[settled.index]
+    left = _store(work, name, pa.table({AT: settled.index.astype(np.int32), ROW_ID: settled.added[ROW_ID]}), split)
+    return {"duplicates": settled.duplicates, **left}
+
+
+def settle_bucket(reading: Reading, etl: EtlConfig, work: Path, extracted: spill.Index, name: str) -> dict[str, Any]:
+    """Settles a bucket of equal keys, and cuts it by order hash."""
+    rows = spill.read_bucket(work / "extract", extracted, int(name))
+    if rows is None:
+        return NOTHING
+    settled = _settled(etl, rows)
+    with spill.Spill(work / "settle" / f"{name}.arrow") as out:
+        out.add(settled.rows(rows), spill.bucket_of(settled.added[ORDER[0]], reading.bits))
+    return {"duplicates": settled.duplicates, "batches": out.batches}
+
+
+def sort_bucket(work: Path, settled: spill.Index, name: str) -> dict[str, Any]:
+    """Sorts a bucket of order hashes."""
+    rows = spill.read_bucket(work / "settle", settled, int(name))
+    if rows is None:
+        return NOTHING
+    rows = settle.in_stored_order(rows)
+    return _store(work, name, rows, rows[SPLIT].to_numpy())
+
+
+def _store(work: Path, name: str, rows: pa.Table, split: np.ndarray) -> dict[str, Any]:
+    """Writes rows in stored order, or where they are, split by split."""
+    with spill.Spill(work / "stored" / f"{name}.arrow") as out:
+        out.add(rows, split.astype(np.uint16))
+    return {"batches": out.batches, "rows": np.bincount(split, minlength=len(SPLITS)).tolist()}
