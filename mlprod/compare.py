@@ -42,6 +42,32 @@ def data_json(etl: EtlConfig) -> Any:
     return keep(etl)
 
 
+def completed(saved: Any, now: Any, rule: str = "") -> Any:
+    """Returns the JSON data of a saved config with the fields that the program has had since, at their defaults.
+
+    A field's default is what the program did before it had the field, so a config saved then says the same.
+
+    Args:
+        now: the config, or section, that it is to be compared with.
+        rule: of the fields that were saved; "": all.
+    """
+    if isinstance(now, tuple) and isinstance(saved, list) and len(now) == len(saved):
+        return [completed(a, b, rule) for a, b in zip(saved, now, strict=True)]
+    if not (dataclasses.is_dataclass(now) and isinstance(saved, dict) and saved.get("class") == type(now).__name__):
+        return saved
+    fields = [f for f in dataclasses.fields(now) if not rule or f.metadata["rule"] == rule]
+    there = {f.name: completed(saved[f.name], getattr(now, f.name), rule) for f in fields if f.name in saved}
+    return {**saved, **there, **{f.name: as_json(_default(f)) for f in fields if f.name not in saved and _has_default(f)}}
+
+
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+
+
 def flatten(tree: Any, path: str = "") -> dict[str, Any]:
     """Returns {dotted path: leaf} of JSON data."""
     if isinstance(tree, dict):

@@ -104,24 +104,25 @@ class SqlSource:
 
 @dataclass(kw_only=True, slots=True)
 class CsvSource:
-    """Rows of CSV files with a header line; '' and NA are missing values."""
+    """Rows of CSV files with a header line; '' and NA are missing values. Compressed by gzip, bz2 or zstd, or not."""
 
-    path: str = knob(doc="file, or a pattern such as rows-*.csv")
+    path: str = knob(doc="file, pattern such as rows-*.csv.gz, or address (s3://, gs://)")
     delimiter: str = knob(",", "one character", rule=DATA)
+    encoding: str = knob("utf-8", "of the text, such as latin-1, cp1252 or utf-16", rule=DATA)
 
 
 @dataclass(kw_only=True, slots=True)
 class ParquetSource:
     """Rows of Parquet files."""
 
-    path: str = knob(doc="file, or a pattern such as rows/*.parquet")
+    path: str = knob(doc="file, pattern such as rows/*.parquet, or address (s3://, gs://)")
 
 
 @dataclass(kw_only=True, slots=True)
 class JsonLinesSource:
     """Rows of files with one JSON object a line; a field that is not there, or null, is a missing value."""
 
-    path: str = knob(doc="file, or a pattern such as rows-*.jsonl")
+    path: str = knob(doc="file, pattern such as rows-*.jsonl.gz, or address (s3://, gs://)")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -176,6 +177,10 @@ class EtlConfig:
     label: Label = knob(doc="what is learned", rule=DATA)
     key: tuple[str, ...] = knob((), "columns that identify a row; predictions carry them", rule=DATA)
     transform: Hook = knob(no_transform, "row-wise hook: pandas chunk in, pandas chunk with the derived columns out", rule=DATA)
+    bad_rows: str = knob(
+        "refuse", "ragged rows and values of another type: end the build, or leave them out; `quarantine` also writes them down",
+        rule=DATA, choices=("refuse", "drop", "quarantine"),
+    )  # fmt: skip
     dedup: str = knob("exact", "`exact`: equal rows, key included, are kept once", rule=DATA, choices=("none", "exact"))
     split: ByGroup | ByHash = knob(ByHash, "train, eval and test", rule=DATA)
     storage: str = knob(

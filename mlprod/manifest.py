@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from mlprod.compare import data_json, differences
-from mlprod.config import Config
+from mlprod.compare import completed, data_json, differences
+from mlprod.config import DATA, Config
 from mlprod.errors import DataError
 
 FORMAT = 3  # 2: the bytes and checksum of every row group; 3: where in them the values are, so that nothing is decoded
@@ -221,7 +221,7 @@ def open_for(cfg: Config, dataset: Folder) -> Manifest:
         DataError: no dataset, or one whose data config differs (the first difference is named), or a file that is gone or cut.
     """
     manifest = read(dataset)
-    changed = differences(manifest.config, data_json(cfg.etl))
+    changed = differences(completed(manifest.config, cfg.etl, DATA), data_json(cfg.etl))
     if changed:
         path = min(changed, key=lambda p: (not p.endswith(".name"), p.endswith("class"), p))  # a name tells most, a class least
         old, new = changed[path]

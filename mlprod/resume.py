@@ -84,7 +84,7 @@ def _check_resume(plan: Plan, run: RunState, now: RunState) -> None:
     where = f"config.workdir={plan.cfg.workdir!r}"
     if run.dataset_id != now.dataset_id:
         raise ConfigError(f"{where} holds a run on dataset_id {run.dataset_id}, not {now.dataset_id}; use another workdir")
-    changed = compare.differences(run.config, now.config)
+    changed = compare.differences(compare.completed(run.config, plan.cfg), now.config)
     must = {path: pair for path, pair in changed.items() if compare.rule_of(plan.cfg, path) == MUST}
     for path, (old, new) in {**must, **compare.differences(dict(run.order), dict(now.order))}.items():
         raise ConfigError(f"{where} holds a run with {path}={old!r}, now {new!r}; set it back, or use another workdir")
@@ -92,7 +92,7 @@ def _check_resume(plan: Plan, run: RunState, now: RunState) -> None:
 
 def _tell_resume(plan: Plan, run: RunState, now: RunState) -> None:
     """Prints what a resume promises, and what changed."""
-    changed = compare.differences(run.config, now.config)
+    changed = compare.differences(compare.completed(run.config, plan.cfg), now.config)
     moved = compare.differences(dict(run.environment), dict(now.environment))
     moved |= {path: pair for path, pair in changed.items() if path.startswith(ARITHMETIC)}
     told = ", ".join(f"{path} {old!r} -> {new!r}" for path, (old, new) in moved.items())

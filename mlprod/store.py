@@ -130,6 +130,17 @@ class Store:
         found = self._again(lambda: self._fs.get_file_info(selector))
         return {info.path.removeprefix(f"{self._root}/"): info.size for info in found if info.is_file}
 
+    def stamp(self, path: str) -> tuple[int, int]:
+        """Returns (bytes, time of change in ns) of a file; raises FileNotFoundError where there is none."""
+        info = self._again(lambda: self._fs.get_file_info(f"{self._root}/{path}"))
+        if not info.is_file:
+            raise FileNotFoundError(path)
+        return info.size, info.mtime_ns or 0
+
+    def stream(self, path: str) -> Any:
+        """Opens a file to be read once, as it lies: a pyarrow.NativeFile, whose reads are not tried again."""
+        return self._again(lambda: self._fs.open_input_stream(f"{self._root}/{path}", compression=None))
+
     def fetch(self, path: str, to: Path) -> None:
         """Copies one of these files to a new local file."""
 

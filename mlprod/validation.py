@@ -86,6 +86,8 @@ def _validate_etl(etl: EtlConfig) -> None:
         refuse_password("config.etl.source.url", etl.source.url)
     if isinstance(etl.source, CsvSource) and len(etl.source.delimiter) != 1:
         raise ConfigError(f"config.etl.source.delimiter={etl.source.delimiter!r} must be one character")
+    if isinstance(etl.source, CsvSource):
+        _validate_encoding(etl.source.encoding)
     if not isinstance(etl.transform, types.FunctionType):
         raise ConfigError(f"config.etl.transform={etl.transform!r} must be a function made by def: its source is kept")
     for column in etl.columns:
@@ -99,6 +101,14 @@ def _validate_etl(etl: EtlConfig) -> None:
         _validate_names("split.columns", etl.split.columns, names)
         if not etl.split.columns:
             raise ConfigError("config.etl.split.columns=() must name a column; ByHash() splits row by row")
+
+
+def _validate_encoding(name: str) -> None:
+    """An encoding of text that Python knows."""
+    try:
+        "".encode(name)
+    except LookupError as error:
+        raise ConfigError(f"config.etl.source.encoding={name!r} is unknown; give one such as utf-8, latin-1 or utf-16") from error
 
 
 def _validate_column(column: Column) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import json
 import typing
 from pathlib import Path
 from typing import Any
@@ -221,3 +222,23 @@ def test_a_model_of_the_users_own_is_checked(hint: str, default: str, bad: str, 
     path = write_recipe(tmp_path, f"cfg.model = Mine(kind={bad})", MODEL.format(hint=hint, default=default))
     with pytest.raises(ConfigError, match=r"config\.model\.kind="):
         validate(run_file(str(path)))
+
+
+def test_a_config_saved_before_a_field_was_there_is_the_same() -> None:
+    """What was saved by a program without a field equals a config with its default, in sections and lists of them too."""
+    cfg = run_file(str(RECIPE))
+    whole = compare.as_json(cfg)
+    older = json.loads(json.dumps(whole))
+    del (
+        older["seed"],
+        older["etl"]["bad_rows"],
+        older["etl"]["columns"][0]["missing"],
+        older["mesh"]["fsdp"],
+        older["mesh"]["data"],
+    )
+    del older["init"]
+    assert compare.differences(compare.completed(older, cfg), whole) == {}
+    changed = dataclasses.replace(cfg, seed=7)
+    assert compare.differences(compare.completed(older, changed), compare.as_json(changed)) == {"seed": (cfg.seed, 7)}
+    data = compare.data_json(cfg.etl)
+    assert compare.completed({k: v for k, v in data.items() if k != "dedup"}, cfg.etl, DATA) == data

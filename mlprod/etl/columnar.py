@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from mlprod.config import Column
 from mlprod.errors import DataError
-from mlprod.etl.identity import files_of
+from mlprod.etl.files import files_of
 from mlprod.etl.schema import ARROW, Loose, require, without_nan
 
 

@@ -6,7 +6,7 @@ Price: every row is held once, a chunk at a time, and written to disk once.
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,11 @@ import pyarrow.compute as pc
 from mlprod import manifest
 from mlprod.config import Column, EtlConfig
 from mlprod.errors import DataError
-from mlprod.etl import report, sources, spill, split
+from mlprod.etl import bad_rows, report, sources, spill, split
+from mlprod.etl.bad_rows import Bad, sorted_out
 from mlprod.etl.derive import check_hook, derive
-from mlprod.etl.schema import FLOAT32_MAX, Loose, beyond_float32, cast_strictly, hashable
+from mlprod.etl.files import Copies
+from mlprod.etl.schema import FLOAT32_MAX, Loose, beyond_float32, hashable
 from mlprod.etl.settle import KEY, LABEL, ROW, SPLIT
 from mlprod.etl.tasks import Tasks
 from mlprod.hashing import hash_columns
@@ -35,17 +37,6 @@ def source_columns(etl: EtlConfig) -> list[Column]:
 def label_column(etl: EtlConfig) -> Column:
     """Returns the raw label as a column of the source."""
     return Column(name=etl.label.column, type="float64", role="label")
-
-
-def rows_of(
-    columns: Sequence[Column], lookups: Sequence[sources.LookupTable], chunks: Iterable[pa.Table | Loose]
-) -> Iterator[pa.Table]:
-    """Yields the rows of chunks in their declared types, with what the lookups add."""
-    for chunk in chunks:
-        rows = cast_strictly(chunk, columns) if isinstance(chunk, Loose) else chunk
-        for lookup in lookups:
-            rows = lookup.join(rows)
-        yield rows
 
 
 def _hashed(etl: EtlConfig, rows: pa.Table) -> pa.Table:
@@ -78,54 +69,82 @@ def _check_values(etl: EtlConfig, rows: pa.Table) -> None:
 class Reading:
     """How the source is read: decided once a build, so that an attempt that follows finds the tasks that are done."""
 
+    source: Any  # of plain files
+    copies: Copies
     columns: Sequence[Column]
     lookups: Sequence[sources.LookupTable]
     chunk_rows: int
     bits: int  # of the hash, by which buckets are cut
 
-    def rows(self, etl: EtlConfig, part: Any) -> Iterator[pa.Table]:
-        """Yields the rows of a part of the source."""
-        return rows_of(self.columns, self.lookups, sources.read(etl.source, part, self.columns, self.chunk_rows))
+    def parts(self) -> list[Any]:
+        """Returns what may be read on its own."""
+        with self.copies.told():
+            return sources.parts(self.source, [c.name for c in self.columns], self.chunk_rows)
+
+    def rows(self, etl: EtlConfig, part: Any) -> Iterator[tuple[pa.Table, list[Bad]]]:
+        """Yields the rows of a part in their declared types, with what the lookups add; and those that are not of them."""
+        with self.copies.told():
+            for chunk in sources.read(self.source, part, self.columns, self.chunk_rows):
+                rows, bad = sorted_out(etl, self.columns, chunk) if isinstance(chunk, Loose) else (chunk, [])
+                for lookup in self.lookups:
+                    rows = lookup.join(rows)
+                yield rows, [row | {"where": self.copies.original(row["where"])} for row in bad]
 
 
-def plan_reading(etl: EtlConfig, work: Path, expected_bytes: int, workers: int) -> Reading:
+def plan_reading(etl: EtlConfig, tasks: Tasks, expected_bytes: int) -> Reading:
     """Returns how this build reads its source: as its first attempt decided."""
-    left, boot = work / "reading.json", Path("/proc/sys/kernel/random/boot_id")
-    since = boot.read_text().strip() if boot.is_file() else ""
+    work, boot = tasks.work, Path("/proc/sys/kernel/random/boot_id")
+    left, since = work / "reading.json", boot.read_text().strip() if boot.is_file() else ""
     if not left.is_file() or json.loads(left.read_text())["boot"] != since:  # after a power cut files may hold anything
         shutil.rmtree(work)
         work.mkdir(mode=0o700)
-        bits = spill.num_bits(expected_bytes, etl.memory_bytes // workers)
+        bits = spill.num_bits(expected_bytes, etl.memory_bytes // tasks.workers)
         manifest.write_atomically(left, json.dumps({"boot": since, "chunk_rows": etl.chunk_rows, "bits": bits}))
     columns = (*source_columns(etl), label_column(etl))
     plan, lookups = json.loads(left.read_text()), [sources.read_lookup(x, etl.columns) for x in etl.lookups]
-    return Reading(columns, lookups, plan["chunk_rows"], plan["bits"])
+    source, copies = sources.unpacked(etl.source, work / "files", partial(tasks.run, "unpack"))
+    return Reading(source, copies, columns, lookups, plan["chunk_rows"], plan["bits"])
 
 
-def extract(etl: EtlConfig, tasks: Tasks, reading: Reading) -> tuple[report.Counts, spill.Index]:
+@dataclass(frozen=True)
+class Extracted:
+    """What came out of the source."""
+
+    counts: report.Counts
+    index: spill.Index
+    bad_rows: Sequence[Path]  # files of them
+
+
+def extract(etl: EtlConfig, tasks: Tasks, reading: Reading) -> Extracted:
     """Reads the source, a task a part, into files cut by key hash, so that all rows of a key meet in one bucket."""
-    parts = sources.parts(etl.source, [c.name for c in reading.columns], reading.chunk_rows)
-    check_hook(etl, (rows for part in parts for rows in reading.rows(etl, part)))
+    parts = reading.parts()
+    check_hook(etl, (rows for part in parts for rows, _ in reading.rows(etl, part)))
     done = tasks.run("extract", {f"{i:06d}": partial(extract_part, etl, reading, tasks.work, i, p) for i, p in enumerate(parts)})
     counts = report.merged([report.Counts(**left["counts"]) for left in done.values()])
     if not counts.read:
         raise DataError("the source has no rows; check config.etl.source and its filters")
-    if counts.read == counts.without_label:
+    if counts.read == counts.bad:
+        raise DataError(f"none of the {counts.read} rows is what config.etl.columns says; config.etl.bad_rows='refuse' tells why")
+    if counts.read == counts.bad + counts.without_label:
         raise DataError(f"none of the {counts.read} rows has a value in config.etl.label.column={etl.label.column!r}")
-    return counts, {f"{name}.arrow": left["batches"] for name, left in done.items()}
+    bad = [tasks.work / "extract" / f"{name}.bad" for name, left in done.items() if left["counts"]["bad"]]
+    return Extracted(counts, {f"{name}.arrow": left["batches"] for name, left in done.items()}, bad)
 
 
 def extract_part(etl: EtlConfig, reading: Reading, work: Path, number: int, part: Any) -> dict[str, Any]:
     """Reads a part: its rows in their types, with what is derived and looked up, labelled, hashed, and cut by key hash."""
-    counts = report.Counts()
+    counts, left_out = report.Counts(), list[Bad]()
     with spill.Spill(work / "extract" / f"{number:06d}.arrow") as out:
-        for rows in reading.rows(etl, part):
+        for rows, bad in reading.rows(etl, part):
             labelled = rows.filter(pc.is_valid(rows[etl.label.column])) if rows[etl.label.column].null_count else rows
-            counts.read += rows.num_rows
+            counts.read += rows.num_rows + len(bad)
+            counts.bad += len(bad)
             counts.without_label += rows.num_rows - labelled.num_rows
             derived = derive(etl, labelled)
             _check_values(etl, derived)
             counts.add(derived, etl.columns)
             hashed = _hashed(etl, derived)
             out.add(hashed, spill.bucket_of(hashed[KEY[0]].to_numpy(), reading.bits))
+            left_out += bad
+    bad_rows.write(work / "extract" / f"{number:06d}.bad", left_out)
     return {"counts": asdict(counts), "batches": out.batches}

@@ -19,6 +19,7 @@ class Counts:
     """Rows by what happened to them, and per column its nulls and range, over the rows that have a label."""
 
     read: int = 0
+    bad: int = 0
     without_label: int = 0
     duplicates: int = 0
     nulls: dict[str, int] = field(default_factory=dict)
@@ -36,11 +37,17 @@ class Counts:
                         extremes[c.name] = pick(extremes.get(c.name, value), value)
 
 
+def quarantine(version: int) -> str:
+    """Returns where a version's bad rows are written, below the dataset's folder."""
+    return f"quarantine/{version:06d}.jsonl"
+
+
 def merged(parts: Sequence[Counts]) -> Counts:
     """Returns the counts of all parts together."""
     whole = Counts()
     for part in parts:
         whole.read += part.read
+        whole.bad += part.bad
         whole.without_label += part.without_label
         for name, nulls in part.nulls.items():
             whole.nulls[name] = whole.nulls.get(name, 0) + nulls
@@ -83,6 +90,9 @@ def show(report: Mapping[str, Any]) -> None:
         f"{rows['read']:,} rows read in {report['seconds']:.1f} s, {rows['kept']:,} kept\n"
         f"{rows['without_label']:,} left out: no label; {rows['duplicates']:,} left out: exact duplicates"
     )
+    if rows.get("bad"):
+        where = f": {report['dataset']}/{report['quarantine']}" if report["quarantine"] else ""
+        console.print(f"{rows['bad']:,} left out: not what the config says{where}", markup=False, soft_wrap=True)
     splits = Table("split", "rows", "positive", "files", "MB", box=SIMPLE_HEAD, pad_edge=False)
     for name, s in report["splits"].items():
         splits.add_row(name, f"{s['rows']:,}", f"{s['positive_share']:.2%}", str(s["files"]), f"{s['bytes'] / 1e6:.1f}")

@@ -23,8 +23,8 @@ from typing import Any
 from mlprod import __version__, compare, features, manifest
 from mlprod.config import Config, EtlConfig
 from mlprod.errors import DataError, WorkdirError
-from mlprod.etl import fit, report, sources
-from mlprod.etl.extract import extract, label_column, plan_reading, source_columns
+from mlprod.etl import bad_rows, fit, report, sources
+from mlprod.etl.extract import Extracted, extract, label_column, plan_reading, source_columns
 from mlprod.etl.identity import Identity
 from mlprod.etl.shards import to_disk
 from mlprod.etl.stored import Stored, settle_all
@@ -102,10 +102,10 @@ def _fit(etl: EtlConfig, tasks: Tasks, stored: Stored) -> features.FeatureSpec:
 
 
 def _publish(
-    cfg: Config, key: str, identity: Identity, counts: report.Counts, tasks: Tasks, stored: Stored, began: float
+    cfg: Config, key: str, identity: Identity, extracted: Extracted, tasks: Tasks, stored: Stored, began: float
 ) -> Manifest:
     """Fits, writes the splits, the fitted transform, the report and, last, the manifest that makes them a version."""
-    etl, dataset = cfg.etl, Path(cfg.dataset)
+    etl, dataset, counts = cfg.etl, Path(cfg.dataset), extracted.counts
     spec = _fit(etl, tasks, stored)
     version = (manifest.versions(open_store(cfg.dataset)) or [0])[-1] + 1
     if not (tasks.work / "write").exists():
@@ -128,6 +128,8 @@ def _publish(
         report=f"reports/{version:06d}.json", source=identity.description | {"rows_read": counts.read, "mlprod": __version__},
     )  # fmt: skip
     manifest.write_atomically(dataset / published.features, text)
+    if etl.bad_rows == "quarantine" and counts.bad:
+        bad_rows.gather(extracted.bad_rows, dataset / report.quarantine(version))
     body = _report(cfg, published, written, counts, spec, time.monotonic() - began)
     manifest.write_atomically(dataset / published.report, json.dumps(body, indent=1, default=str))
     manifest.write(dataset, published)
@@ -143,7 +145,7 @@ def _report(
     seconds: float,
 ) -> dict[str, Any]:
     """Returns the data report as JSON data."""
-    labelled = counts.read - counts.without_label
+    labelled = counts.read - counts.bad - counts.without_label
     splits = {
         name: {
             "rows": w.num_rows, "positive_share": w.positive / max(w.num_rows, 1),
@@ -154,9 +156,10 @@ def _report(
     return {
         "dataset": cfg.dataset, "version": published.version, "dataset_id": published.dataset_id, "seconds": seconds,
         "rows": {
-            "read": counts.read, "without_label": counts.without_label, "duplicates": counts.duplicates,
+            "read": counts.read, "bad": counts.bad, "without_label": counts.without_label, "duplicates": counts.duplicates,
             "kept": sum(w.num_rows for w in written.values()),
         },
+        "quarantine": report.quarantine(published.version) if cfg.etl.bad_rows == "quarantine" and counts.bad else "",
         "splits": splits, "columns": report.column_rows(counts, cfg.etl.columns, spec, labelled),
     }  # fmt: skip
 
@@ -223,14 +226,14 @@ def build(cfg: Config) -> tuple[Manifest, bool]:
             if other.is_dir() and other != work:
                 shutil.rmtree(other)
         work.mkdir(parents=True, exist_ok=True, mode=0o700)
-        workers = etl.workers or os.cpu_count() or 1
-        tasks, reading = Tasks(work, workers), plan_reading(etl, work, identity.expected_bytes, workers)
-        counts, extracted = extract(etl, tasks, reading)
+        tasks = Tasks(work, etl.workers or os.cpu_count() or 1)
+        reading = plan_reading(etl, tasks, identity.expected_bytes)
+        extracted = extract(etl, tasks, reading)
         if not sources.unchanged(etl.source, names, identity):
             shutil.rmtree(work)
             raise DataError("the source changed while it was read (its count or watermark differs); run `mlprod etl` again")
-        stored, counts.duplicates = settle_all(etl, tasks, reading, extracted)
-        published = _publish(cfg, key, identity, counts, tasks, stored, began)
+        stored, extracted.counts.duplicates = settle_all(etl, tasks, reading, extracted.index)
+        published = _publish(cfg, key, identity, extracted, tasks, stored, began)
         if tasks.taken:
             print(f"mlprod: {tasks.taken.total()} task(s) had been done by an attempt before", file=sys.stderr)
         shutil.rmtree(work)

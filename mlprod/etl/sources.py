@@ -7,13 +7,13 @@ Price: a lookup is held in memory.
 
 import csv
 import io
-import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, singledispatch
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -22,9 +22,25 @@ import pyarrow.compute as pc
 from mlprod.config import Column, CsvSource, JsonLinesSource, Lookup, ParquetSource, SqlSource
 from mlprod.errors import DataError
 from mlprod.etl import blocks, columnar
-from mlprod.etl.identity import Identity, file_identity, files_of, of_files, stamps
+from mlprod.etl.files import (
+    Copies,
+    copy_plain,
+    file_identity,
+    files_of,
+    is_plain,
+    is_utf8,
+    open_plain,
+    places,
+    stamps,
+    told_of_file,
+)
+from mlprod.etl.files import shown as shown_file
+from mlprod.etl.identity import Identity, of_files
 from mlprod.etl.schema import NULLS, Loose, cast_strictly, require, shown
 from mlprod.etl.sql import sql_chunks, sql_identity
+from mlprod.store import is_remote
+
+UNPACKED = 4  # about how much larger a compressed file is unpacked
 
 # ---- CSV files ---------------------------------------------------------------------------------------------------------
 
@@ -36,9 +52,9 @@ def _csv_header(reader: Any, path: str) -> list[str]:
     return [name.strip() for name in header]
 
 
-def _undecodable(path: str) -> int:
+def _undecodable(path: str, encoding: str) -> int:
     """Returns the first line of a file that is not UTF-8."""
-    with open(path, "rb") as file:
+    with open_plain(path, encoding) as plain, io.BufferedReader(plain) as file:
         for number, line in enumerate(file, 1):
             try:
                 line.decode()
@@ -48,23 +64,26 @@ def _undecodable(path: str) -> int:
 
 
 @contextmanager
-def _told_of_file(path: str) -> Iterator[None]:
-    """Turns what a file refuses into a DataError."""
+def _told_of_csv(path: str, encoding: str) -> Iterator[None]:
+    """Turns what a CSV file refuses into a DataError."""
     try:
-        yield
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise DataError(f"there is no file {path!r}; create it, or mend the path in the config") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} line {_undecodable(path)}: not UTF-8 text; write the file anew in that encoding") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        with told_of_file(path):
+            yield
+    except UnicodeError as error:
+        where, way = shown_file(path), "name the right one"
+        if is_utf8(encoding):
+            where, way = f"{where} line {_undecodable(path, encoding)}", "write the file anew in that encoding, or name its own"
+        raise DataError(f"{where}: not {encoding.upper()} text; {way} in config.etl.source.encoding") from error
 
 
-def _csv_rows(path: str, delimiter: str, start: int = 0, stop: int = -1) -> Generator[tuple[int, list[str]], None, None]:
+def _csv_rows(
+    path: str, delimiter: str, start: int = 0, stop: int = -1, encoding: str = "utf-8"
+) -> Generator[tuple[int, list[str]], None, None]:
     """Yields (line on which the record begins, counted from `start`, fields) of a CSV file's bytes [start, stop)."""
     line = 1
-    with _told_of_file(path), open(path, "rb") as raw:
-        raw.seek(start)
+    with _told_of_csv(path, encoding), open_plain(path, encoding) as raw:
+        if start:
+            raw.seek(start)
         bytes_ = raw if stop < 0 else io.BytesIO(raw.read(stop - start))
         file = io.TextIOWrapper(bytes_, encoding="utf-8" if start else "utf-8-sig", newline="")
         try:
@@ -75,7 +94,7 @@ def _csv_rows(path: str, delimiter: str, start: int = 0, stop: int = -1) -> Gene
                 line = reader.line_num + 1
         except csv.Error as error:
             where = line + _lines_before(path, start)
-            raise DataError(f"{path} line {where}: {error}; mend the line, its quotes must be closed") from error
+            raise DataError(f"{shown_file(path)} line {where}: {error}; mend the line, its quotes must be closed") from error
 
 
 def _lines_before(path: str, start: int) -> int:
@@ -90,33 +109,33 @@ def _lines_before(path: str, start: int) -> int:
 
 
 def _line_of_file(path: str, start: int, lines: Sequence[int], i: int) -> str:
-    return f"{path} line {_lines_before(path, start) + lines[i]}"
+    return f"{shown_file(path)} line {_lines_before(path, start) + lines[i]}"
 
 
-def _csv_places(path: str, delimiter: str, names: Sequence[str]) -> tuple[list[str], list[int]]:
+def _csv_places(path: str, delimiter: str, names: Sequence[str], encoding: str = "utf-8") -> tuple[list[str], list[int]]:
     """Returns the header of a CSV file and where the columns `names` stand in it."""
-    with closing(_csv_rows(path, delimiter)) as rows:
-        header = _csv_header((fields for _, fields in rows), path)
+    with closing(_csv_rows(path, delimiter, encoding=encoding)) as rows:
+        header = _csv_header((fields for _, fields in rows), shown_file(path))
     for name in names:
-        require(name, header, path)
+        require(name, header, shown_file(path))
         if header.count(name) > 1:
-            raise DataError(f"{path}: the header names {name!r} twice; rename one of them")
+            raise DataError(f"{shown_file(path)}: the header names {name!r} twice; rename one of them")
     return header, [header.index(name) for name in names]
 
 
 def csv_chunks(
-    path: str, delimiter: str, names: Sequence[str], chunk_rows: int, start: int = 0, stop: int = -1
+    path: str, delimiter: str, names: Sequence[str], chunk_rows: int, start: int = 0, stop: int = -1, encoding: str = "utf-8"
 ) -> Iterator[Loose]:
     """Yields the columns `names` of a CSV file as text in chunks; '' and NA are None.
 
     A row with another number of fields than the header is `broken`, its values None.
 
     Args:
-        start: of the bytes that are read; 0: from the header on.
-        stop: of the bytes that are read; -1: to the end.
+        start: of the bytes that are read; 0: from the header on. Of a packed file, 0.
+        stop: of the bytes that are read; -1: to the end. Of a packed file, -1.
     """
-    header, at = _csv_places(path, delimiter, names)
-    rows = islice(_csv_rows(path, delimiter, start, stop), 0 if start else 1, None)
+    header, at = _csv_places(path, delimiter, names, encoding)
+    rows = islice(_csv_rows(path, delimiter, start, stop, encoding), 0 if start else 1, None)
     while batch := list(islice(rows, chunk_rows)):
         broken = {i: f"has {len(f)} fields, the header {len(header)}" for i, (_, f) in enumerate(batch) if len(f) != len(header)}
         whole: list[list[str | None]] = [[None] * len(header) if i in broken else f for i, (_, f) in enumerate(batch)]  # type: ignore[misc]
@@ -151,13 +170,41 @@ identify.register(SqlSource, sql_identity)
 @chunks.register
 def _(source: CsvSource, names: Sequence[str], chunk_rows: int) -> Iterator[Loose]:
     for path in files_of(source.path):
-        yield from csv_chunks(path, source.delimiter, names, chunk_rows)
+        yield from csv_chunks(path, source.delimiter, names, chunk_rows, encoding=source.encoding)
 
 
 @chunks.register
 def _(source: ParquetSource | JsonLinesSource, names: Sequence[str], chunk_rows: int) -> Iterator[Loose]:
-    for part in parts(source, names, chunk_rows):
-        yield from columnar.loose(part, names, chunk_rows)
+    with TemporaryDirectory() as folder:
+        plain, copies = unpacked(source, Path(folder), lambda tasks: {name: task() for name, task in tasks.items()})
+        for part in parts(plain, names, chunk_rows):
+            for chunk in columnar.loose(part, names, chunk_rows):
+                yield replace(chunk, where=partial(_where_in_original, chunk.where, copies))
+
+
+def _where_in_original(where: Callable[[int], str], copies: Copies, i: int) -> str:
+    return copies.original(where(i))
+
+
+Run = Callable[[Mapping[str, Callable[[], Any]]], Any]  # of named tasks
+
+
+def unpacked(source: Any, folder: Path, run: Run) -> tuple[Any, Copies]:
+    """Returns a source whose files are plain: the same where they are so already, else with copies that `run` makes in `folder`.
+
+    Raises:
+        DataError: a file is missing, damaged or not in its encoding.
+    """
+    if isinstance(source, SqlSource):
+        return source, Copies("", {})
+    encoding = source.encoding if isinstance(source, CsvSource) else "utf-8"
+    copies = places(source.path, encoding, folder)
+    if not copies.names:
+        return source, copies
+    folder.mkdir(parents=True, exist_ok=True)
+    run({Path(to).stem: partial(copy_plain, name, encoding, Path(to)) for to, name in copies.names.items()})
+    changed = {"encoding": "utf-8"} if isinstance(source, CsvSource) else {}
+    return replace(source, path=copies.path, **changed), copies
 
 
 def unchanged(source: Any, names: Sequence[str], identity: Identity) -> bool:
@@ -169,19 +216,32 @@ def unchanged(source: Any, names: Sequence[str], identity: Identity) -> bool:
 
 @identify.register
 def _(source: CsvSource, names: Sequence[str]) -> Identity:
-    files = [path for path in files_of(source.path) if Path(path).is_file()]
-    return of_files(source.path, sum(-(-os.path.getsize(path) // _row_bytes(path)) for path in files), len(names))
+    for path in _there(source.path):
+        _csv_places(path, source.delimiter, names, source.encoding)  # before anything is copied
+    return of_files(source.path, sum(_about_rows(path, source.encoding) for path in _there(source.path)), len(names))
 
 
 @identify.register
 def _(source: ParquetSource, names: Sequence[str]) -> Identity:
-    return of_files(source.path, columnar.num_rows(source.path), len(names))
+    plain = all(is_plain(path, "utf-8") for path in files_of(source.path))
+    rows = columnar.num_rows(source.path) if plain else sum(_about_rows(path, "utf-8") for path in _there(source.path))
+    return of_files(source.path, rows, len(names))
 
 
 @identify.register
 def _(source: JsonLinesSource, names: Sequence[str]) -> Identity:
-    files = [path for path in files_of(source.path) if Path(path).is_file()]
-    return of_files(source.path, sum(-(-os.path.getsize(path) // _row_bytes(path)) for path in files), len(names))
+    return of_files(source.path, sum(_about_rows(path, "utf-8") for path in _there(source.path)), len(names))
+
+
+def _there(path: str) -> list[str]:
+    """Returns the files that a path names and that are there; a missing one is told of where it is read."""
+    return [name for name in files_of(path) if is_remote(name) or Path(name).is_file()]
+
+
+def _about_rows(name: str, encoding: str) -> int:
+    """Returns about how many lines a file has."""
+    size = stamps(name)[0][0] * (1 if is_plain(name, encoding) else UNPACKED)
+    return -(-size // _row_bytes(name, encoding))
 
 
 @singledispatch
@@ -199,7 +259,7 @@ def _(source: CsvSource, names: Sequence[str], chunk_rows: int) -> list[Any]:
     found = []
     for path in files_of(source.path):
         _csv_places(path, source.delimiter, names)
-        with _told_of_file(path):
+        with told_of_file(path):
             found += blocks.cut(path, source.delimiter, chunk_rows * _row_bytes(path))
     return found
 
@@ -213,14 +273,14 @@ def _(source: ParquetSource, names: Sequence[str], chunk_rows: int) -> list[Any]
 def _(source: JsonLinesSource, names: Sequence[str], chunk_rows: int) -> list[Any]:
     found = []
     for path in files_of(source.path):
-        with _told_of_file(path):
+        with told_of_file(path):
             found += columnar.lines(path, chunk_rows * _row_bytes(path))
     return found
 
 
-def _row_bytes(path: str) -> int:
-    """Returns about how long a line of a file is."""
-    with open(path, "rb") as file:
+def _row_bytes(path: str, encoding: str = "utf-8") -> int:
+    """Returns about how many bytes a line of a file has, unpacked."""
+    with _told_of_csv(path, encoding), open_plain(path, encoding) as file:
         head = file.read(1 << 16)
     return -(-len(head) // max(head.count(b"\n"), 1)) or 1
 

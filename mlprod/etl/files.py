@@ -1,0 +1,211 @@
+"""The files that a source names, wherever they lie and however they are packed, as plain files of this machine.
+
+Promise: what is compressed (by its suffix), in another encoding than UTF-8, or remote (s3://, gs://) is copied once into plain
+files, which are then read like any other; lines keep their numbers, and messages name the original.
+Price: the disk space of the copies until the dataset is built.
+"""
+
+import codecs
+import glob
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from mlprod.errors import DataError
+from mlprod.manifest import sha256_file
+from mlprod.store import Store, is_remote, open_store
+
+OPTION = "config.etl.source.path"
+COPIED_BYTES = 1 << 20  # at once
+SUFFIXES = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4", ".br": "brotli"}
+
+
+def files_of(path: str) -> list[str]:
+    """Returns the files that a path, an address or a pattern of one (`rows-*.csv`, `**` for any depth) names, sorted.
+
+    Raises:
+        DataError: a pattern that no file fits, or a store that cannot be asked.
+    """
+    if is_remote(path):
+        return _remote_files(path)
+    if Path(path).exists() or not re.search(r"[*?\[]", path):
+        return [path]
+    found = sorted(name for name in glob.glob(path, recursive=True) if Path(name).is_file())
+    if not found:
+        raise DataError(f"no file fits {path!r}; mend the path in the config")
+    return found
+
+
+def _remote_files(address: str) -> list[str]:
+    head, _, options = address.partition("?")
+    if not re.search(r"[*\[]", head):
+        return [address]
+    folder = re.split(r"[*\[]", head)[0].rpartition("/")[0]
+    with told_of_file(head):
+        found = sorted(name for name in open_store(_with(folder, options), OPTION).tree() if _fits(f"{folder}/{name}", head))
+    if not found:
+        raise DataError(f"no file fits {head!r}; mend the path in the config")
+    return [_with(f"{folder}/{name}", options) for name in found]
+
+
+def _with(address: str, options: str) -> str:
+    return f"{address}?{options}" if options else address
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """Returns whether a name fits a pattern, in which `*` ends at a `/` and `**/` stands for any depth."""
+    text = re.escape(pattern).replace(r"\*\*/", "(?:.*/)?").replace(r"\*", "[^/]*").replace(r"\[", "[").replace(r"\]", "]")
+    return re.fullmatch(text, name) is not None
+
+
+def _store_of(address: str) -> tuple[Store, str]:
+    """Returns the folder of a remote file, and its name in there."""
+    head, _, options = address.partition("?")
+    folder, _, name = head.rpartition("/")
+    return open_store(_with(folder, options), OPTION), name
+
+
+def shown(name: str) -> str:
+    """Returns a file's name for people: an address without its options."""
+    return name.partition("?")[0] if is_remote(name) else name
+
+
+@contextmanager
+def told_of_file(name: str) -> Iterator[None]:
+    """Turns what a file refuses into a DataError."""
+    name = shown(name)
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise DataError(f"there is no file {name!r}; create it, or mend the path in the config") from error
+    except OSError as error:
+        told = error.strerror or " ".join(str(error).split())[:200]
+        raise DataError(f"{name} cannot be read: {told}") from error
+
+
+def stamps(path: str) -> tuple[tuple[int, int], ...]:
+    """Returns (size, time of change in ns) of each file that a path names and that is there."""
+    if is_remote(path):
+        return tuple(_remote_stamp(name) for name in files_of(path))
+    found = [os.stat(name) for name in files_of(path) if os.path.exists(name)]
+    return tuple((stat.st_size, stat.st_mtime_ns) for stat in found)
+
+
+def _remote_stamp(address: str) -> tuple[int, int]:
+    with told_of_file(address):
+        store, name = _store_of(address)
+        return store.stamp(name)
+
+
+def file_identity(name: str) -> dict[str, Any]:
+    """Returns a file's size and SHA-256; of a remote one, which would be read twice, its size and time of change."""
+    if is_remote(name):
+        size, changed = _remote_stamp(name)
+        return {"bytes": size, "changed": changed}
+    if not Path(name).is_file():
+        raise DataError(f"there is no file {name!r}; create it, or mend the path in the config")
+    with told_of_file(name):
+        return {"bytes": os.path.getsize(name), "sha256": sha256_file(Path(name))}
+
+
+# ---- plain copies ------------------------------------------------------------------------------------------------------
+
+
+def is_utf8(encoding: str) -> bool:
+    """Whether text in an encoding is UTF-8 as it is."""
+    return codecs.lookup(encoding).name == "utf-8"
+
+
+def is_plain(name: str, encoding: str) -> bool:
+    """Whether a file is read as it lies."""
+    return not is_remote(name) and Path(name).suffix.lower() not in SUFFIXES and is_utf8(encoding)
+
+
+def open_plain(name: str, encoding: str) -> pa.NativeFile:
+    """Opens a file for reading from its beginning, unpacked, as UTF-8 where `encoding` is another.
+
+    Raises:
+        OSError: there, and when what is read is cut or damaged.
+        UnicodeError: when it is read and is not in that encoding.
+    """
+    plain: pa.NativeFile
+    if is_remote(name):
+        store, inside = _store_of(name)
+        plain = store.stream(inside)
+    else:
+        plain = pa.OSFile(name)
+    packed = SUFFIXES.get(Path(shown(name)).suffix.lower())
+    if packed:
+        plain = pa.CompressedInputStream(plain, packed)
+    return plain if is_utf8(encoding) else pa.transcoding_input_stream(plain, encoding, "utf-8")
+
+
+def copy_plain(name: str, encoding: str, to: Path) -> dict[str, Any]:
+    """Makes a plain copy of a file, or a link to one that is plain; returns its size.
+
+    Raises:
+        DataError: it cannot be read, is damaged, or is not in its encoding.
+    """
+    to.unlink(missing_ok=True)
+    if is_plain(name, encoding):
+        to.symlink_to(Path(name).absolute())
+        return {"bytes": os.path.getsize(name) if Path(name).exists() else 0}
+    half = to.with_name(f"{to.name}.half")
+    local = name
+    if is_remote(name):  # whole, with patience, before it is unpacked
+        local = str(half.with_name(f"{to.name}.fetched{Path(shown(name)).suffix}"))
+        with told_of_file(name):
+            store, inside = _store_of(name)
+            store.fetch(inside, Path(local))
+    with told_of_file(name), _told_of_text(name, encoding), open_plain(local, encoding) as source, open(half, "wb") as target:
+        while piece := source.read(COPIED_BYTES):
+            target.write(piece)
+    half.replace(to)
+    if local != name:
+        Path(local).unlink()
+    return {"bytes": to.stat().st_size}
+
+
+@contextmanager
+def _told_of_text(name: str, encoding: str) -> Iterator[None]:
+    try:
+        yield
+    except UnicodeError as error:
+        raise DataError(f"{shown(name)} is not {encoding} text ({error}); mend config.etl.source.encoding") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Plain copies of files. `path`: a pattern that they fit, in the order of `files_of`; `names`: {copy: original}."""
+
+    path: str
+    names: Mapping[str, str]
+
+    def original(self, text: str) -> str:
+        """Returns a message with the names of the originals instead of their copies'."""
+        for copy, name in self.names.items():
+            text = text.replace(copy, shown(name))
+        return text
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Lets errors name the originals."""
+        try:
+            yield
+        except DataError as error:
+            raise type(error)(self.original(str(error))) from error
+
+
+def places(path: str, encoding: str, folder: Path) -> Copies:
+    """Returns where the plain copies of a path's files belong below `folder`; no copies where all are plain as they lie."""
+    names = files_of(path)
+    if all(is_plain(name, encoding) for name in names):
+        return Copies(path, {})
+    copies = {str(folder / f"{i:06d}.plain"): name for i, name in enumerate(names)}
+    return Copies(f"{glob.escape(str(folder))}/*.plain", copies)
