@@ -159,6 +159,24 @@ class ByHash:
     test: float = knob(0.1, "share of the keys", rule=DATA, low=0.0, high=1.0)
 
 
+@dataclass(kw_only=True, slots=True)
+class ByTime:
+    """The oldest rows train, later ones are eval, the last ones test: each split begins at a value of its own."""
+
+    column: str = knob(doc="a timestamp or number; every row must have it", rule=DATA)
+    eval: str = knob(doc="first value of eval, such as 2024-10-01", rule=DATA)
+    test: str = knob("", "first value of test; '' for no test split", rule=DATA)
+
+
+@dataclass(kw_only=True, slots=True)
+class ByColumn:
+    """A column says which rows are held out; all others train."""
+
+    column: str = knob(doc="string, int64 or bool; every row must have it", rule=DATA)
+    eval: tuple[str, ...] = knob((), "its values of eval rows, as text", rule=DATA)
+    test: tuple[str, ...] = knob((), "its values of test rows, as text", rule=DATA)
+
+
 Hook = Callable[[Any], Any]
 
 
@@ -181,8 +199,12 @@ class EtlConfig:
         "refuse", "ragged rows and values of another type: end the build, or leave them out; `quarantine` also writes them down",
         rule=DATA, choices=("refuse", "drop", "quarantine"),
     )  # fmt: skip
-    dedup: str = knob("exact", "`exact`: equal rows, key included, are kept once", rule=DATA, choices=("none", "exact"))
-    split: ByGroup | ByHash = knob(ByHash, "train, eval and test", rule=DATA)
+    dedup: str = knob(
+        "exact", "`exact`: equal rows, key included, are kept once; `key`: one row of each key", rule=DATA,
+        choices=("none", "exact", "key"),
+    )  # fmt: skip
+    keep: str = knob("", "dedup=`key`: the row with the largest value of this column; '': any, always the same", rule=DATA)
+    split: ByGroup | ByHash | ByTime | ByColumn = knob(ByHash, "train, eval and test", rule=DATA)
     storage: str = knob(
         "packed", "`packed` is 4 to 5 times faster to read; `columns` suits other tools", rule=DATA, choices=("packed", "columns")
     )

@@ -10,7 +10,7 @@ import re
 import types
 from typing import Any
 
-from mlprod.config import ByGroup, Column, Config, CsvSource, EtlConfig, SqlSource, walk
+from mlprod.config import ByColumn, ByGroup, ByHash, ByTime, Column, Config, CsvSource, EtlConfig, SqlSource, walk
 from mlprod.errors import ConfigError, nearest
 from mlprod.hints import mismatch
 
@@ -93,14 +93,43 @@ def _validate_etl(etl: EtlConfig) -> None:
     for column in etl.columns:
         _validate_column(column)
     _validate_roles(etl)
-    if etl.split.eval + etl.split.test >= 1:
-        raise ConfigError(f"config.etl.split: eval={etl.split.eval} + test={etl.split.test} leave nothing to train on")
     names = [column.name for column in etl.columns]
     _validate_names("key", etl.key, names)
-    if isinstance(etl.split, ByGroup):
-        _validate_names("split.columns", etl.split.columns, names)
-        if not etl.split.columns:
-            raise ConfigError("config.etl.split.columns=() must name a column; ByHash() splits row by row")
+    _validate_split(etl)
+    _validate_dedup(etl)
+
+
+def _validate_split(etl: EtlConfig) -> None:
+    """Shares that leave something to train on, and columns that can split."""
+    split, types_of = etl.split, {column.name: column.type for column in etl.columns}
+    if isinstance(split, ByHash | ByGroup):
+        if split.eval + split.test >= 1:
+            raise ConfigError(f"config.etl.split: eval={split.eval} + test={split.test} leave nothing to train on")
+        if isinstance(split, ByGroup):
+            _validate_names("split.columns", split.columns, list(types_of))
+            if not split.columns:
+                raise ConfigError("config.etl.split.columns=() must name a column; ByHash() splits row by row")
+        return
+    _validate_names("split.column", (split.column,), list(types_of))
+    allowed = ("timestamp", "int64", "float64") if isinstance(split, ByTime) else ("string", "int64", "bool")
+    if types_of[split.column] not in allowed:
+        raise ConfigError(f"config.etl.split.column={split.column!r} is {types_of[split.column]}; it must be one of {allowed}")
+    both = set(split.eval) & set(split.test) if isinstance(split, ByColumn) else set()
+    if both:
+        raise ConfigError(f"config.etl.split: {sorted(both)[0]!r} is named for eval and for test")
+
+
+def _validate_dedup(etl: EtlConfig) -> None:
+    """A key to keep one row of, and a column that can say which."""
+    if etl.dedup == "key" and not etl.key:
+        raise ConfigError("config.etl.dedup='key' needs config.etl.key, the columns that identify a row")
+    if etl.keep and etl.dedup != "key":
+        raise ConfigError(f"config.etl.keep={etl.keep!r} is for config.etl.dedup='key', not {etl.dedup!r}")
+    if etl.keep:
+        _validate_names("keep", (etl.keep,), [column.name for column in etl.columns])
+        kind = next(column.type for column in etl.columns if column.name == etl.keep)
+        if kind == "string":
+            raise ConfigError(f"config.etl.keep={etl.keep!r} is string; it must be a number or a timestamp")
 
 
 def _validate_encoding(name: str) -> None:

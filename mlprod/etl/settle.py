@@ -134,13 +134,21 @@ def _by_key(row: Hash128, key: Hash128) -> np.ndarray:
     return order
 
 
-def settle(bucket: pa.Table, columns: list[str], dedup: str) -> Settled:
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What becomes of rows that are alike."""
+
+    dedup: str  # "exact" keeps the first of equal rows, "none" keeps and numbers them, "key" keeps one row of each key
+    columns: tuple[str, ...]  # by which rows of equal hash are compared
+    key: tuple[str, ...] = ()  # by which keys of equal hash are compared
+    keep: str = ""  # of "key": the row with the largest value of it; "": with the least row hash
+
+
+def settle(bucket: pa.Table, rule: Rule) -> Settled:
     """Returns which rows of a bucket stay, and their `_order_hi`, `_order_lo`, `_tie` and `_row_id`.
 
     Args:
         bucket: rows with row hash, key hash and split; all rows of a key are in one bucket.
-        columns: the extracted columns, by which rows of equal hash are compared.
-        dedup: "exact" keeps the first of equal rows, "none" keeps and numbers them.
 
     Raises:
         DataError: rows of one key are in two splits.
@@ -148,8 +156,10 @@ def settle(bucket: pa.Table, columns: list[str], dedup: str) -> Settled:
     row, key = hashes_of(bucket, ROW), hashes_of(bucket, KEY)
     order = _by_key(row, key)
     same = _same_as_before(*(word[order] for word in (row.lo, row.hi, key.lo, key.hi)))
-    order, copy, tie = _number_equals(bucket, order, same, columns)
-    keep = np.flatnonzero(copy == 0) if dedup == "exact" else np.arange(len(copy))
+    order, copy, tie = _number_equals(bucket, order, same, list(rule.columns))
+    keep = np.arange(len(copy)) if rule.dedup == "none" else np.flatnonzero(copy == 0)
+    if rule.dedup == "key":
+        keep = keep[_best_of_key(bucket, order[keep], key.take(order[keep]), rule)]
     index, copy, tie = order[keep], copy[keep], tie[keep]
     row, key = row.take(index), key.take(index)
     same_key = _same_as_before(key.lo, key.hi)
@@ -163,6 +173,24 @@ def settle(bucket: pa.Table, columns: list[str], dedup: str) -> Settled:
         ROW_ID: _row_ids(key.hi, _run_index(same_key)),
     }
     return Settled(index, added, len(order) - len(keep))
+
+
+def _best_of_key(bucket: pa.Table, order: np.ndarray, key: Hash128, rule: Rule) -> np.ndarray:
+    """Returns int64[K], one index into `order` (int64[B], by key and row hash) for each key: that of the row to keep.
+
+    Raises:
+        DataError: two different keys have one hash.
+    """
+    same = _same_as_before(key.lo, key.hi)
+    again = np.flatnonzero(same)
+    if not _equal(bucket, order[again - 1], order[again], list(rule.key)).all():
+        raise DataError("two keys have the same 128-bit hash; set another config.etl.hash_seed")
+    if not rule.keep:
+        return np.flatnonzero(~same)
+    values = pc.rank(bucket[rule.keep], sort_keys="descending", null_placement="at_end", tiebreaker="dense").to_numpy()
+    run = np.cumsum(~same)
+    by_value = np.lexsort((values[order], run))  # stable: of equal values the least row hash is first
+    return np.sort(by_value[np.flatnonzero(~_same_as_before(run[by_value]))])
 
 
 def in_stored_order(bucket: pa.Table) -> pa.Table:

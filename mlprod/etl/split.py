@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from mlprod.config import ByGroup, ByHash
-from mlprod.etl.schema import hashable
+from mlprod.config import ByColumn, ByGroup, ByHash, ByTime
+from mlprod.errors import DataError
+from mlprod.etl.schema import ARROW, combined, hashable, parse
 from mlprod.hashing import Hash128, hash_columns, key, mix_array
 
 _SPLIT_KEY = 0x5D117  # sets the split's hash apart from the row's
@@ -34,3 +36,43 @@ def _(split: ByGroup, rows: pa.Table, identity: Hash128, seed: int) -> np.ndarra
 @assign.register
 def _(split: ByHash, rows: pa.Table, identity: Hash128, seed: int) -> np.ndarray:
     return _cut(identity.hi, seed, split.eval, split.test)
+
+
+@assign.register
+def _(split: ByTime, rows: pa.Table, identity: Hash128, seed: int) -> np.ndarray:
+    times = _complete(rows, split.column)
+    cuts = [(code, _first(split.column, text, times.type)) for code, text in ((1, split.eval), (2, split.test)) if text]
+    if len(cuts) == 2 and not cuts[0][1] < cuts[1][1]:
+        raise DataError(f"config.etl.split: test={split.test!r} must be later than eval={split.eval!r}")
+    code = np.zeros(len(times), np.int8)
+    for later, first in cuts:
+        code[np.asarray(pc.greater_equal(times, pa.scalar(first, times.type)))] = later
+    return code
+
+
+@assign.register
+def _(split: ByColumn, rows: pa.Table, identity: Hash128, seed: int) -> np.ndarray:
+    values = pc.cast(_complete(rows, split.column), pa.string())
+    held_out = {value: code for code, named in ((1, split.eval), (2, split.test)) for value in named}
+    at = pc.index_in(values, value_set=pa.array(list(held_out), pa.string()))
+    codes = pa.array(list(held_out.values()), pa.int8())
+    return np.asarray(pc.fill_null(codes.take(at), 0)).astype(np.int8)
+
+
+def _complete(rows: pa.Table, name: str) -> pa.Array:
+    """Returns a column that has a value in every row."""
+    column = combined(rows[name])
+    if column.null_count:
+        raise DataError(
+            f"column {name!r} has {column.null_count} missing value(s), and config.etl.split needs one in every row; mend them"
+        )
+    return column
+
+
+def _first(name: str, text: str, kind: pa.DataType) -> Any:
+    """Returns the text of a split's first value in the column's type."""
+    type_name = next(key for key, value in ARROW.items() if value == kind)
+    try:
+        return parse(text, type_name)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"config.etl.split: {text!r} is not {type_name}, as column {name!r} is") from error

@@ -78,7 +78,8 @@ NOTHING: dict[str, Any] = {"batches": [], "duplicates": 0, "rows": [0] * len(SPL
 
 
 def _settled(etl: EtlConfig, rows: pa.Table) -> settle.Settled:
-    return settle.settle(rows, [*(c.name for c in etl.columns if not c.derived), etl.label.column], etl.dedup)
+    columns = (*(c.name for c in etl.columns if not c.derived), etl.label.column)
+    return settle.settle(rows, settle.Rule(etl.dedup, columns, etl.key, etl.keep))
 
 
 def order_bucket(etl: EtlConfig, work: Path, extracted: spill.Index, name: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Buckets, duplicates and row ids, and splits: the same whatever the chunks, and even where hashes collide."""
 
+import datetime as dt
 from collections import Counter
 
 import numpy as np
@@ -8,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlprod.config import ByGroup, ByHash
+from mlprod.config import ByColumn, ByGroup, ByHash, ByTime
 from mlprod.errors import DataError
 from mlprod.etl import spill, split
 from mlprod.etl.schema import hashable
-from mlprod.etl.settle import KEY, ORDER, ROW, ROW_ID, SPLIT, TIE, in_stored_order, settle
+from mlprod.etl.settle import KEY, ORDER, ROW, ROW_ID, SPLIT, TIE, Rule, in_stored_order, settle
 from mlprod.hashing import MASK, PAD_ID, Hash128, hash_columns, mix, mix_array
 from mlprod.hashing import key as key_of
 
@@ -79,7 +80,7 @@ def bucket_of(rows: list[tuple[int, str | None]], bits: int = 64, key: tuple[str
 
 def settled_rows(bucket: pa.Table, dedup: str) -> pa.Table:
     """The rows of a bucket that stay."""
-    return settle(bucket, ["n", "s"], dedup).rows(bucket)
+    return settle(bucket, Rule(dedup, ("n", "s"))).rows(bucket)
 
 
 @settings(deadline=None, max_examples=100)
@@ -87,7 +88,7 @@ def settled_rows(bucket: pa.Table, dedup: str) -> pa.Table:
 def test_real_duplicates_are_dropped_or_numbered_even_where_hashes_collide(rows, bits, dedup, random):
     """Few bits of hash make rows collide; the result is the set (or multiset) of rows, in an order of its own."""
     bucket = bucket_of(rows, bits)
-    settled = settle(bucket, ["n", "s"], dedup)
+    settled = settle(bucket, Rule(dedup, ("n", "s")))
     wanted, stored = Counter(set(rows)) if dedup == "exact" else Counter(rows), in_stored_order(settled.rows(bucket))
     assert Counter(settled_pairs(stored)) == wanted
     assert settled.duplicates == len(rows) - wanted.total()
@@ -147,8 +148,40 @@ def test_a_key_in_two_splits_is_refused():
     bucket = bucket_of([(1, "a"), (1, "b"), (2, "a")])
     torn = bucket.set_column(bucket.column_names.index(SPLIT), SPLIT, pa.array(np.array([0, 1, 2], np.int8)))
     with pytest.raises(DataError, match=r"1 key\(s\) have rows in two splits"):
-        settle(torn, ["n", "s"], "exact")
+        settle(torn, Rule("exact", ("n", "s")))
     assert settled_rows(torn.slice(1), "exact").num_rows == 2
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(st.integers(0, 3), st.none() | st.integers(-3, 3), st.integers(0, 2)), max_size=24), st.data())
+def test_one_row_of_each_key_stays(rows, data):
+    """The one with the largest value, a missing one least; of several the one with the least row hash, however rows came."""
+    table = pa.table({name: pa.array([row[i] for row in rows], pa.int64()) for i, name in enumerate(("k", "v", "w"))})
+    hashes = hash_columns({name: hashable(table[name]) for name in ("k", "v", "w")}, len(rows), 0)
+    keys = hash_columns({"k": hashable(table["k"])}, len(rows), 0)
+    for names, of in ((ROW, hashes), (KEY, keys)):
+        table = table.append_column(names[0], pa.array(of.hi)).append_column(names[1], pa.array(of.lo))
+    table = table.append_column(SPLIT, pa.array(np.zeros(len(rows), np.int8)))
+    keep = data.draw(st.sampled_from(["", "v"]))
+    wanted = {}
+    for row, _ in sorted(zip(rows, hashes.hi.tolist(), strict=True), key=lambda pair: pair[1]):
+        value = -10 if row[1] is None or not keep else row[1]
+        if row[0] not in wanted or value > wanted[row[0]][0]:
+            wanted[row[0]] = (value, row)
+    turned = table.take(data.draw(st.permutations(range(len(rows)))) if rows else pa.array([], pa.int64()))
+    settled = settle(turned, Rule("key", ("k", "v", "w"), ("k",), keep))
+    assert [tuple(row.values()) for row in settled.rows(turned).select(["k", "v", "w"]).to_pylist()] == [
+        wanted[k][1] for k in sorted(wanted, key=lambda k: keys.hi.tolist()[[r[0] for r in rows].index(k)])
+    ]
+    assert settled.duplicates == len(rows) - len(wanted)
+
+
+def test_two_keys_of_one_hash_are_not_one_key():
+    bucket = bucket_of([(1, "a"), (2, "a")])
+    for name in KEY:
+        bucket = bucket.set_column(bucket.column_names.index(name), name, pa.array(np.zeros(2, np.uint64)))
+    with pytest.raises(DataError, match="two keys have the same 128-bit hash"):
+        settle(bucket, Rule("key", ("n", "s"), ("n",)))
 
 
 # ---- splits ------------------------------------------------------------------------------------------------------------
@@ -188,3 +221,47 @@ def test_a_group_goes_to_one_split():
 
 def test_no_share_leaves_everything_to_training():
     assert set(assigned(ByHash(eval=0.0, test=0.0), list(range(1000)))) == {0}
+
+
+def column_of(values: list, kind: pa.DataType) -> pa.Table:
+    return pa.table({"c": pa.array(values, kind)})
+
+
+@pytest.mark.parametrize(
+    "values, kind, cuts",
+    [
+        ([0, 9, 10, 19, 20, 99, -5], pa.int64(), ("10", "20")),
+        ([0.0, 9.9, 10.0, 19.9, 20.0, 1e9, -1e9], pa.float64(), ("1e1", "20")),
+        ([dt.datetime(2024, 1, d, tzinfo=dt.UTC) for d in (1, 9, 10, 19, 20, 30, 2)], pa.timestamp("us", "UTC"),
+         ("2024-01-10", "2024-01-20T00:00:00Z")),
+    ],
+)  # fmt: skip
+def test_later_rows_are_held_out(values, kind, cuts):
+    """Each split begins at its first value, and ends before that of the next."""
+    none = Hash128(np.zeros(7, np.uint64), np.zeros(7, np.uint64))
+    rows = column_of(values, kind)
+    assert split.assign(ByTime(column="c", eval=cuts[0], test=cuts[1]), rows, none, 0).tolist() == [0, 0, 1, 1, 2, 2, 0]
+    assert split.assign(ByTime(column="c", eval=cuts[0]), rows, none, 0).tolist() == [0, 0, 1, 1, 1, 1, 0]
+    with pytest.raises(DataError, match="must be later than"):
+        split.assign(ByTime(column="c", eval=cuts[1], test=cuts[0]), rows, none, 0)
+    with pytest.raises(DataError, match="'soon' is not"):
+        split.assign(ByTime(column="c", eval="soon"), rows, none, 0)
+
+
+@pytest.mark.parametrize(
+    "values, kind, held_out",
+    [(["a", "b", "c"], pa.string(), "bc"), ([1, 2, 3], pa.int64(), "23"), ([True, False], pa.bool_(), ())],
+)
+def test_a_column_says_what_is_held_out(values, kind, held_out):
+    """Values as text; what is not named trains."""
+    none = Hash128(np.zeros(len(values), np.uint64), np.zeros(len(values), np.uint64))
+    evals, tests = (held_out[0], held_out[1]) if held_out else ("false", "true")
+    found = split.assign(ByColumn(column="c", eval=(evals,), test=(tests,)), column_of(values, kind), none, 0).tolist()
+    assert found == ([0, 1, 2] if held_out else [2, 1])
+
+
+@pytest.mark.parametrize("kind", [ByTime(column="c", eval="1"), ByColumn(column="c", eval=("1",))], ids=["time", "column"])
+def test_a_row_without_the_splits_value_is_refused(kind):
+    none = Hash128(np.zeros(2, np.uint64), np.zeros(2, np.uint64))
+    with pytest.raises(DataError, match=r"column 'c' has 1 missing value\(s\), and config\.etl\.split needs one"):
+        split.assign(kind, column_of([1, None], pa.int64()), none, 0)
