@@ -36,6 +36,10 @@ class WorkdirError(UserError):
     """The run's folder cannot be written, is held by a living run, or belongs to another run."""
 
 
+class BuildError(MlprodError):
+    """A build of a dataset failed while it ran: a full disk, a source that went away. What was finished is kept."""
+
+
 class CheckpointError(MlprodError):
     """A save failed, or no saved step can be restored."""
 

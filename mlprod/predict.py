@@ -24,6 +24,7 @@ from mlprod.errors import ConfigError, DataError, WorkdirError
 from mlprod.etl import sources
 from mlprod.etl.derive import derive
 from mlprod.etl.extract import source_columns
+from mlprod.etl.lookups import LookupTable, read_lookup
 from mlprod.etl.schema import ARROW, Loose, beyond_float32, cast_chunk, raw_column
 from mlprod.evaluate import check_output, restore_for
 from mlprod.features import apply
@@ -61,7 +62,7 @@ def input_source(etl: EtlConfig, given: str) -> Source:
     return replace(etl.source, url=given)
 
 
-def typed_rows(etl: EtlConfig, chunk: Loose, lookups: list[sources.LookupTable]) -> tuple[pa.Table, list[str | None]]:
+def typed_rows(etl: EtlConfig, chunk: Loose, lookups: list[LookupTable]) -> tuple[pa.Table, list[str | None]]:
     """Returns (rows with lookups and derived columns, why each cannot be scored or None), one of each per input row."""
     rows, reasons = cast_chunk(chunk, source_columns(etl))
     for lookup in lookups:
@@ -103,7 +104,7 @@ def score_rows(plan: Plan, score: Score, state: TrainState, arrays: dict[str, np
 def predictions(plan: Plan, score: Score, state: TrainState, source: Any, limit: int) -> Iterator[pa.Table]:
     """Yields output rows chunk by chunk: the key columns, `score` and `reason`. `limit`: 0 for all rows."""
     etl, done = plan.cfg.etl, 0
-    lookups = [sources.read_lookup(lookup, etl.columns) for lookup in etl.lookups]
+    lookups = [read_lookup(lookup, etl.columns) for lookup in etl.lookups]
     names = [c.name for c in source_columns(etl)]
     for chunk in sources.chunks(source, names, min(limit, etl.chunk_rows) if limit else etl.chunk_rows):
         rows, reasons = typed_rows(etl, chunk, lookups)

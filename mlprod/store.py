@@ -6,6 +6,7 @@ Price: one listing a folder; one ranged request a row group, and one more for a 
 files are kept open, shared by all threads.
 """
 
+import errno
 import os
 import re
 import shutil
@@ -31,6 +32,7 @@ GCS_RETRY_S = 5  # Google's client tries for 15 minutes by default
 CREDENTIALS = "put it into the environment or the provider's own credentials file"
 S3_OPTIONS = ("region", "scheme", "endpoint_override")  # of an address, behind `?`
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)  # the same at the next attempt
+FULL = (errno.ENOSPC, errno.EDQUOT)  # so is a full disk
 DENIED = re.compile(r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|PERMISSION_DENIED|HTTP status (301|40[013])")
 PASSWORD = re.compile(r"(?<=://)([^/:@?]*):.*@")  # up to the last @: an unescaped password may hold / and @
 
@@ -216,7 +218,7 @@ class Store:
             except FINAL:
                 raise
             except OSError as error:
-                if time.monotonic() - began + pause > self._patience_s or DENIED.search(str(error)):
+                if time.monotonic() - began + pause > self._patience_s or error.errno in FULL or DENIED.search(str(error)):
                     raise
             time.sleep(pause)
             pause *= 2

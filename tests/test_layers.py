@@ -19,9 +19,9 @@ TREES = {
 ROWS = (
     ("errors",),
     ("hashing", "hints", "config", "validation", "compare", "recipe", "manifest", "features", "order", "ledger", "bad_numbers"),
-    ("store", "etl", "data", "loss", "models", "metrics", "optim", "parallel"),
+    ("store", "console", "etl", "data", "loss", "models", "metrics", "optim", "parallel"),
     ("digest", "state", "step"),
-    ("plan", "checkpoint", "tracking", "console", "runtime", "resume"),
+    ("plan", "checkpoint", "tracking", "runtime", "resume"),
     ("evaluate", "predict", "check", "checkpoints"),
     ("train",),
     ("cli",),

@@ -7,6 +7,7 @@ Price: JSON lines pass through Python (about 200,000 rows/s and core).
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 
 from mlprod.config import Column
 from mlprod.errors import DataError
-from mlprod.etl.files import files_of
+from mlprod.etl.files import files_of, told_of_file
 from mlprod.etl.schema import ARROW, Loose, require, without_nan
 
 
@@ -45,12 +46,20 @@ class Lines:
 
 
 def _open(path: str) -> pq.ParquetFile:
-    try:
+    with _told_of_parquet(path, f"{path} cannot be read as Parquet"):
         return pq.ParquetFile(path)
-    except FileNotFoundError as error:
-        raise DataError(f"there is no file {path!r}; create it, or mend the path in the config") from error
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())[:200]}") from error
+
+
+@contextmanager
+def _told_of_parquet(path: str, told: str) -> Iterator[None]:
+    """Turns what a Parquet file refuses, or is not, into a DataError."""
+    with told_of_file(path):
+        try:
+            yield
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno:  # of the machine: the file itself may be good
+                raise
+            raise DataError(f"{told}: {' '.join(str(error).split())[:200]}") from error
 
 
 def num_rows(path: str) -> int:
@@ -75,13 +84,10 @@ def row_groups(path: str, names: Sequence[str]) -> list[Any]:
 def _batches(part: RowGroup, names: Sequence[str], chunk_rows: int) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Yields (first row in the file, the columns `names`) of a row group, at most `chunk_rows` rows at a time."""
     file, first = _open(part.path), part.first
-    try:
+    with _told_of_parquet(part.path, f"{part.path}, row group {part.group} cannot be read"):
         for batch in file.iter_batches(chunk_rows, row_groups=[part.group], columns=list(names), use_threads=False):
             yield first, batch.select(list(names))
             first += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
-        told = " ".join(str(error).split())[:200]
-        raise DataError(f"{part.path}, row group {part.group} cannot be read: {told}") from error
 
 
 def typed(part: RowGroup, columns: Sequence[Column], chunk_rows: int) -> Iterator[pa.Table | Loose]:
@@ -154,7 +160,7 @@ def loose(part: RowGroup | Lines, names: Sequence[str], chunk_rows: int) -> Iter
         for first, batch in _batches(part, names, chunk_rows):
             yield _as_python(part.path, first, batch)
         return
-    with open(part.path, "rb") as file:
+    with told_of_file(part.path), open(part.path, "rb") as file:
         file.seek(part.start)
         rows = list[tuple[int, dict[str, Any] | str]]()
         for number, line in enumerate(file.read(part.stop - part.start).split(b"\n"), 1):
@@ -187,6 +193,6 @@ def _as_columns(part: Lines, names: Sequence[str], rows: Sequence[tuple[int, dic
 
 
 def _line_of_part(part: Lines, numbers: Sequence[int], i: int) -> str:
-    with open(part.path, "rb") as file:
+    with told_of_file(part.path), open(part.path, "rb") as file:
         before = file.read(part.start).count(b"\n")  # a wrong line ends a build: once
     return f"{part.path} line {before + numbers[i]}"

@@ -22,6 +22,7 @@ from mlprod.etl import bad_rows, report, sources, spill, split
 from mlprod.etl.bad_rows import Bad, sorted_out
 from mlprod.etl.derive import check_hook, derive
 from mlprod.etl.files import Copies
+from mlprod.etl.lookups import LookupTable, read_lookup
 from mlprod.etl.schema import FLOAT32_MAX, Loose, beyond_float32, hashable
 from mlprod.etl.settle import KEY, LABEL, ROW, SPLIT
 from mlprod.etl.tasks import Tasks
@@ -72,7 +73,7 @@ class Reading:
     source: Any  # of plain files
     copies: Copies
     columns: Sequence[Column]
-    lookups: Sequence[sources.LookupTable]
+    lookups: Sequence[LookupTable]
     chunk_rows: int
     bits: int  # of the hash, by which buckets are cut
 
@@ -101,7 +102,8 @@ def plan_reading(etl: EtlConfig, tasks: Tasks, expected_bytes: int) -> Reading:
         bits = spill.num_bits(expected_bytes, etl.memory_bytes // tasks.workers)
         manifest.write_atomically(left, json.dumps({"boot": since, "chunk_rows": etl.chunk_rows, "bits": bits}))
     columns = (*source_columns(etl), label_column(etl))
-    plan, lookups = json.loads(left.read_text()), [sources.read_lookup(x, etl.columns) for x in etl.lookups]
+    plan, lookups = json.loads(left.read_text()), [read_lookup(x, etl.columns) for x in etl.lookups]
+    sources.check_header(etl.source, [c.name for c in columns])
     source, copies = sources.unpacked(etl.source, work / "files", partial(tasks.run, "unpack"))
     return Reading(source, copies, columns, lookups, plan["chunk_rows"], plan["bits"])
 
@@ -119,7 +121,11 @@ def extract(etl: EtlConfig, tasks: Tasks, reading: Reading) -> Extracted:
     """Reads the source, a task a part, into files cut by key hash, so that all rows of a key meet in one bucket."""
     parts = reading.parts()
     check_hook(etl, (rows for part in parts for rows, _ in reading.rows(etl, part)))
-    done = tasks.run("extract", {f"{i:06d}": partial(extract_part, etl, reading, tasks.work, i, p) for i, p in enumerate(parts)})
+    done = tasks.run(
+        "extract",
+        {f"{i:06d}": partial(extract_part, etl, reading, tasks.work, i, p) for i, p in enumerate(parts)},
+        rows=lambda left: left["counts"]["read"],
+    )
     counts = report.merged([report.Counts(**left["counts"]) for left in done.values()])
     if not counts.read:
         raise DataError("the source has no rows; check config.etl.source and its filters")

@@ -7,9 +7,10 @@ Price: the disk space of the copies until the dataset is built.
 
 import codecs
 import glob
+import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,22 @@ from typing import Any
 import pyarrow as pa
 
 from mlprod.errors import DataError
-from mlprod.manifest import sha256_file
-from mlprod.store import Store, is_remote, open_store
+from mlprod.store import FULL, Store, is_remote, open_store
 
 OPTION = "config.etl.source.path"
 COPIED_BYTES = 1 << 20  # at once
 SUFFIXES = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4", ".br": "brotli"}
+
+
+Told = Callable[[int], Any]  # is given the bytes of a piece that was read
+
+
+def untold(num_bytes: int) -> None:
+    """Tells nobody."""
+
+
+class Unreadable(DataError):
+    """A source's file is not there, or the machine refuses to read it: input that is wrong at first, a failure later on."""
 
 
 def files_of(path: str) -> list[str]:
@@ -78,15 +89,17 @@ def shown(name: str) -> str:
 
 @contextmanager
 def told_of_file(name: str) -> Iterator[None]:
-    """Turns what a file refuses into a DataError."""
+    """Turns what a file refuses into a DataError: an `Unreadable` one but where it is damaged. A full disk is not the file's."""
     name = shown(name)
     try:
         yield
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise DataError(f"there is no file {name!r}; create it, or mend the path in the config") from error
+        raise Unreadable(f"there is no file {name!r}; create it, or mend the path in the config") from error
     except OSError as error:
-        told = error.strerror or " ".join(str(error).split())[:200]
-        raise DataError(f"{name} cannot be read: {told}") from error
+        if error.errno in FULL:
+            raise
+        kind, told = (Unreadable, os.strerror(error.errno)) if error.errno else (DataError, " ".join(str(error).split())[:200])
+        raise kind(f"{name} cannot be read: {told}") from error
 
 
 def stamps(path: str) -> tuple[tuple[int, int], ...]:
@@ -103,15 +116,24 @@ def _remote_stamp(address: str) -> tuple[int, int]:
         return store.stamp(name)
 
 
-def file_identity(name: str) -> dict[str, Any]:
+def file_identity(name: str, told: Told = untold) -> dict[str, Any]:
     """Returns a file's size and SHA-256; of a remote one, which would be read twice, its size and time of change."""
     if is_remote(name):
         size, changed = _remote_stamp(name)
         return {"bytes": size, "changed": changed}
     if not Path(name).is_file():
-        raise DataError(f"there is no file {name!r}; create it, or mend the path in the config")
+        raise Unreadable(f"there is no file {name!r}; create it, or mend the path in the config")
     with told_of_file(name):
-        return {"bytes": os.path.getsize(name), "sha256": sha256_file(Path(name))}
+        return {"bytes": os.path.getsize(name), "sha256": _sha256(name, told)}
+
+
+def _sha256(name: str, told: Told) -> str:
+    digest = hashlib.sha256()
+    with open(name, "rb", buffering=0) as file:
+        while piece := file.read(COPIED_BYTES):
+            digest.update(piece)
+            told(len(piece))
+    return digest.hexdigest()
 
 
 # ---- plain copies ------------------------------------------------------------------------------------------------------
@@ -163,7 +185,7 @@ def copy_plain(name: str, encoding: str, to: Path) -> dict[str, Any]:
         with told_of_file(name):
             store, inside = _store_of(name)
             store.fetch(inside, Path(local))
-    with told_of_file(name), _told_of_text(name, encoding), open_plain(local, encoding) as source, open(half, "wb") as target:
+    with open(half, "wb") as target, told_of_file(name), _told_of_text(name, encoding), open_plain(local, encoding) as source:
         while piece := source.read(COPIED_BYTES):
             target.write(piece)
     half.replace(to)

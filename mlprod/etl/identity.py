@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlprod.etl.files import file_identity, files_of, stamps
+from mlprod.etl.files import Told, file_identity, files_of, stamps
 
 VALUE_BYTES, HASH_BYTES = 16, 96  # of a value, and of a row's hashes and row id, in a spilled row
 
@@ -23,8 +23,8 @@ def rows_bytes(rows: int, num_columns: int) -> int:
     return rows * (num_columns * VALUE_BYTES + HASH_BYTES)
 
 
-def of_files(path: str, rows: int, num_columns: int) -> Identity:
+def of_files(path: str, rows: int, num_columns: int, told: Told) -> Identity:
     """Returns the identity of the files that a path names, which have about so many rows."""
-    seen, files = stamps(path), [file_identity(name) for name in files_of(path)]
+    seen, files = stamps(path), [file_identity(name, told) for name in files_of(path)]
     described = files[0] if len(files) == 1 else {"bytes": sum(file["bytes"] for file in files), "files": files}
     return Identity(description=described, expected_bytes=rows_bytes(rows, num_columns), stable=True, stamps=seen)

@@ -8,27 +8,28 @@ same command goes on with the tasks that are left. The same content gives the sa
 Price: rows are written to disk twice before they are written as Parquet, thrice where they have a key.
 """
 
-import fcntl
 import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mlprod import __version__, compare, features, manifest
 from mlprod.config import Config, EtlConfig
+from mlprod.console import PhaseLines
 from mlprod.errors import DataError, WorkdirError
 from mlprod.etl import bad_rows, fit, report, sources
 from mlprod.etl.extract import Extracted, extract, label_column, plan_reading, source_columns
 from mlprod.etl.identity import Identity
+from mlprod.etl.lookups import lookup_identity
 from mlprod.etl.shards import to_disk
 from mlprod.etl.stored import Stored, settle_all
 from mlprod.etl.tasks import Tasks
+from mlprod.etl.work import check_folders, check_room, held, sweep, told_of_failures, work_folder
 from mlprod.etl.write import FileWriter, Written, joined, stored_columns
 from mlprod.hashing import HASH_VERSION
 from mlprod.manifest import SPLITS, Manifest
@@ -39,7 +40,7 @@ ETL_VERSION = 1  # of this program: another version builds anew
 
 def build_key(etl: EtlConfig, identity: Identity) -> str:
     """Returns 32 hex digits over all that decides a build: program, config, and what the sources hold now."""
-    lookups = [sources.lookup_identity(lookup) for lookup in etl.lookups]
+    lookups = [lookup_identity(lookup) for lookup in etl.lookups]
     parts = {
         "versions": [ETL_VERSION, manifest.FORMAT, HASH_VERSION],
         "config": compare.data_json(etl),
@@ -58,7 +59,9 @@ def write_splits(
     files = [(code, n) for code in range(len(SPLITS)) for n in range(-(-stored.num_rows(code) // per_file))]
     named = {f"{SPLITS[code]}-{n:05d}": (code, n) for code, n in files}
     done = tasks.run(
-        "write", {name: partial(_write_file, etl, spec, dataset, folder, stored, code, n) for name, (code, n) in named.items()}
+        "write",
+        {name: partial(_write_file, etl, spec, dataset, folder, stored, code, n) for name, (code, n) in named.items()},
+        rows=lambda left: sum(left["shard"]["groups"]),
     )
     return {
         split: joined([left for name, left in done.items() if named[name][0] == code], spec) for code, split in enumerate(SPLITS)
@@ -98,7 +101,8 @@ def _fit(etl: EtlConfig, tasks: Tasks, stored: Stored) -> features.FeatureSpec:
     if not stored.num_rows(train):
         raise DataError("the split left no training rows; lower config.etl.split.eval and .test, or split by a finer column")
     names = [c.name for c in etl.columns if c.role == "feature"]
-    return fit.fit(lambda act: tasks.map(act, stored.of_split(train, names)), etl.columns)
+    with tasks.lines.phase("fit") as phase:
+        return fit.fit(lambda act: tasks.map(act, stored.of_split(train, names), phase), etl.columns)
 
 
 def _publish(
@@ -164,40 +168,13 @@ def _report(
     }  # fmt: skip
 
 
-def _work(dataset: Path, key: str) -> Path:
-    return dataset / "work" / key
-
-
-@contextmanager
-def _held(dataset: Path) -> Iterator[None]:
-    """Holds the dataset against a second build; the lock dies with the process.
-
-    Raises:
-        WorkdirError: the folder cannot be written, or another build holds it.
-    """
-    try:
-        (dataset / "work").mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = open(dataset / "work" / "lock", "a+")  # noqa: SIM115 (held for the block)
-    except OSError as error:
-        raise WorkdirError(f"config.dataset={str(dataset)!r} cannot be written: {error.strerror}; give another folder") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            raise WorkdirError(
-                f"{dataset} is being built by {lock.read().strip() or 'another process'}; wait for it to end"
-            ) from error
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()}")
-        lock.flush()
-        yield
-
-
 def _built(cfg: Config, key: str) -> Manifest | None:
     """Returns the newest version when it is the one that `key` would build; one of another format has another key."""
     store = open_store(cfg.dataset)
-    return manifest.read(store) if manifest.newest_build_key(store) == key else None
+    try:
+        return manifest.read(store) if manifest.newest_build_key(store) == key else None
+    except OSError as error:
+        raise WorkdirError(f"config.dataset={cfg.dataset!r} cannot be read: {error}; give another folder") from error
 
 
 def build(cfg: Config) -> tuple[Manifest, bool]:
@@ -205,39 +182,49 @@ def build(cfg: Config) -> tuple[Manifest, bool]:
 
     Raises:
         DataError: the source, a row or a column is not what the config says.
-        WorkdirError: the dataset's folder cannot be written or is held by another build.
+        WorkdirError: the dataset's folder cannot be written, is held by another build, or lies on a disk that is too small.
+        BuildError: the disk filled up, or the source or a folder went away meanwhile.
+        Preempted: Ctrl-C.
     """
     open_store(cfg.dataset)  # refuses an address with a password before anything shows it
     if is_remote(cfg.dataset):
         raise WorkdirError(f"config.dataset={cfg.dataset!r} is remote; build it in a local folder, then copy the folder there")
     began, dataset, etl = time.monotonic(), Path(cfg.dataset), cfg.etl
     names = [c.name for c in [*source_columns(etl), label_column(etl)]]
-    identity = sources.identify(etl.source, names)
-    key = build_key(etl, identity)
-    built = _built(cfg, key)
-    if built is not None:
-        return built, False
-    with _held(dataset):
-        built = _built(cfg, key)  # another process may have built it while this one waited
-        if built is not None:
+    with PhaseLines(wanted=cfg.tracking.progress) as lines:
+        with lines.phase("identify", sources.num_bytes(etl.source), "MB") as phase:
+            identity = sources.identify(etl.source, names, phase.add)
+        key = build_key(etl, identity)
+        built, work = _built(cfg, key), work_folder(dataset, key)
+        if built is not None and not work.exists():
             return built, False
-        work = _work(dataset, key)
-        for other in (dataset / "work").iterdir():  # of builds that were killed and whose source or config then changed
-            if other.is_dir() and other != work:
-                shutil.rmtree(other)
-        work.mkdir(parents=True, exist_ok=True, mode=0o700)
-        tasks = Tasks(work, etl.workers or os.cpu_count() or 1)
-        reading = plan_reading(etl, tasks, identity.expected_bytes)
-        extracted = extract(etl, tasks, reading)
-        if not sources.unchanged(etl.source, names, identity):
-            shutil.rmtree(work)
-            raise DataError("the source changed while it was read (its count or watermark differs); run `mlprod etl` again")
-        stored, extracted.counts.duplicates = settle_all(etl, tasks, reading, extracted.index)
-        published = _publish(cfg, key, identity, extracted, tasks, stored, began)
-        if tasks.taken:
-            print(f"mlprod: {tasks.taken.total()} task(s) had been done by an attempt before", file=sys.stderr)
+        with held(dataset), told_of_failures(dataset, work):
+            built = _built(cfg, key)  # another process may have built it while this one waited
+            published = built or _build(cfg, key, identity, names, work, lines, began)
+            shutil.rmtree(work, ignore_errors=True)  # of a build that is published, maybe by an attempt that was killed here
+    return published, built is None
+
+
+def _build(
+    cfg: Config, key: str, identity: Identity, names: Sequence[str], work: Path, lines: PhaseLines, began: float
+) -> Manifest:
+    """Does the tasks that are left, and publishes."""
+    etl, dataset = cfg.etl, Path(cfg.dataset)
+    check_folders(dataset)
+    sweep(dataset, work)
+    check_room(dataset, work, identity.expected_bytes)
+    work.mkdir(parents=True, exist_ok=True, mode=0o700)
+    tasks = Tasks(work, etl.workers or os.cpu_count() or 1, lines)
+    reading = plan_reading(etl, tasks, identity.expected_bytes)
+    extracted = extract(etl, tasks, reading)
+    if not sources.unchanged(etl.source, names, identity):
         shutil.rmtree(work)
-    return published, True
+        raise DataError("the source changed while it was read (its count or watermark differs); run `mlprod etl` again")
+    stored, extracted.counts.duplicates = settle_all(etl, tasks, reading, extracted.index)
+    published = _publish(cfg, key, identity, extracted, tasks, stored, began)
+    if tasks.taken.total():
+        print(f"mlprod: {tasks.taken.total()} task(s) had been done by an attempt before", file=sys.stderr)
+    return published
 
 
 def main(cfg: Config) -> None:

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 
 from mlprod.config import Join, On, SqlSource
 from mlprod.errors import DataError, nearest
+from mlprod.etl.files import Told, untold
 from mlprod.etl.identity import Identity, rows_bytes
 from mlprod.etl.schema import Loose, require
 
@@ -163,7 +164,7 @@ def sql_chunks(source: SqlSource, names: Sequence[str], chunk_rows: int) -> Iter
         engine.dispose()
 
 
-def sql_identity(source: SqlSource, names: Sequence[str]) -> Identity:
+def sql_identity(source: SqlSource, names: Sequence[str], told: Told = untold) -> Identity:
     """Returns the query as it is sent, its count and its newest watermark."""
     engine = connect(source.url)
     tables = _reflect(engine, source)

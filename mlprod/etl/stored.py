@@ -61,17 +61,21 @@ def settle_all(etl: EtlConfig, tasks: Tasks, reading: Reading, extracted: spill.
     (work / "stored").mkdir(exist_ok=True)
     aligned = etl.dedup == "exact" and not etl.key
     act = order_bucket if aligned else partial(settle_bucket, reading)
-    settled = tasks.run("settle", {b: partial(act, etl, work, extracted, b) for b in buckets})
+    settled = tasks.run("settle", {b: partial(act, etl, work, extracted, b) for b in buckets}, rows=_num_rows)
     found = settled
     if not aligned:
         index = {f"{b}.arrow": left["batches"] for b, left in settled.items()}
-        found = tasks.run("sort", {b: partial(sort_bucket, work, index, b) for b in buckets})
+        found = tasks.run("sort", {b: partial(sort_bucket, work, index, b) for b in buckets}, rows=_num_rows)
         for path in (*(work / "extract").glob("*.arrow"), *(work / "settle").glob("*.arrow")):
             path.unlink()
     pieces = {f"{b}.arrow": left["batches"] for b, left in found.items()}
     counts = {f"{b}.arrow": left["rows"] for b, left in found.items()}
     stored = Stored(work, extracted if aligned else {}, pieces, counts)
     return stored, sum(left["duplicates"] for left in settled.values())
+
+
+def _num_rows(left: Mapping[str, Any]) -> int:
+    return sum(map(int, left["rows"])) + int(left.get("duplicates", 0))
 
 
 NOTHING: dict[str, Any] = {"batches": [], "duplicates": 0, "rows": [0] * len(SPLITS)}
@@ -101,7 +105,7 @@ def settle_bucket(reading: Reading, etl: EtlConfig, work: Path, extracted: spill
     settled = _settled(etl, rows)
     with spill.Spill(work / "settle" / f"{name}.arrow") as out:
         out.add(settled.rows(rows), spill.bucket_of(settled.added[ORDER[0]], reading.bits))
-    return {"duplicates": settled.duplicates, "batches": out.batches}
+    return {"duplicates": settled.duplicates, "batches": out.batches, "rows": [len(settled.index)]}
 
 
 def sort_bucket(work: Path, settled: spill.Index, name: str) -> dict[str, Any]:

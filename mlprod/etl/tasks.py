@@ -12,42 +12,55 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from mlprod.console import Phase, PhaseLines
 from mlprod.manifest import write_atomically
 
 Task = Callable[[], Mapping[str, Any]]  # returns JSON data
 
 
+def _no_rows(left: Any) -> int:
+    return 0
+
+
 class Tasks:
     """Runs the stages of a build in a work folder, each task on one of `workers` threads."""
 
-    def __init__(self, work: Path, workers: int) -> None:
-        """Nothing runs yet."""
-        self.work, self.workers = work, workers
+    def __init__(self, work: Path, workers: int, lines: PhaseLines) -> None:
+        """Nothing runs yet. `lines`: where people see what is done."""
+        self.work, self.workers, self.lines = work, workers, lines
         self.taken = Counter[str]()  # by stage: tasks that an earlier attempt had done
 
-    def run(self, stage: str, tasks: Mapping[str, Task]) -> dict[str, Any]:
-        """Returns what every task of a stage returned, by its name, in order."""
+    def run(self, stage: str, tasks: Mapping[str, Task], rows: Callable[[Any], int] = _no_rows) -> dict[str, Any]:
+        """Returns what every task of a stage returned, by its name, in order; `rows`: how many a result tells of."""
         folder = self.work / stage
         folder.mkdir(parents=True, exist_ok=True)
+        left = {name: json.loads(path.read_text()) for name in tasks if (path := folder / f"{name}.json").is_file()}
+        self.taken[stage] += len(left)
 
         def one(name: str) -> Any:
-            left = folder / f"{name}.json"
-            if left.is_file():
-                self.taken[stage] += 1
-                return json.loads(left.read_text())
             result = tasks[name]()
-            write_atomically(left, json.dumps(result))
+            write_atomically(folder / f"{name}.json", json.dumps(result))
+            phase.add(1, rows(result))
             return result
 
-        with ThreadPoolExecutor(self.workers) as pool:
-            futures = {name: pool.submit(one, name) for name in tasks}
+        with self.lines.phase(stage, len(tasks)) as phase, ThreadPoolExecutor(self.workers) as pool:
+            phase.add(len(left), sum(map(rows, left.values())), earlier=True)
+            futures = {name: pool.submit(one, name) for name in tasks if name not in left}
             try:
-                return {name: future.result() for name, future in futures.items()}
+                left |= {name: future.result() for name, future in futures.items()}
+                return {name: left[name] for name in tasks}
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
 
-    def map(self, act: Callable[[Any], Any], inputs: Iterable[Callable[[], Any]]) -> Iterator[Any]:
-        """Yields act(input()) for each, in order: for what is quicker done again than written down."""
+    def map(self, act: Callable[[Any], Any], inputs: Iterable[Callable[[], Any]], phase: Phase) -> Iterator[Any]:
+        """Yields act(input()) for each table, in order: for what is quicker done again than written down."""
+
+        def one(given: Callable[[], Any]) -> Any:
+            table = given()
+            result = act(table)
+            phase.add(1, table.num_rows)
+            return result
+
         with ThreadPoolExecutor(self.workers) as pool:
-            yield from pool.map(lambda given: act(given()), inputs)
+            yield from pool.map(one, inputs)

@@ -349,16 +349,16 @@ def test_files_of_a_version_are_never_rewritten(tmp_path):
 def test_a_build_that_waited_does_not_build_again(tmp_path, monkeypatch):
     """Another process may have built the same between the first look and the lock."""
     cfg = small_config(tmp_path, numbered(50))
-    real = run._held
+    real = run.held
 
     @contextlib.contextmanager
     def slow(dataset):
-        monkeypatch.setattr(run, "_held", real)
+        monkeypatch.setattr(run, "held", real)
         build(cfg)  # the other process
         with real(dataset):
             yield
 
-    monkeypatch.setattr(run, "_held", slow)
+    monkeypatch.setattr(run, "held", slow)
     assert build(cfg)[1] is False
     assert manifest.versions(open_store(cfg.dataset)) == [1]
 

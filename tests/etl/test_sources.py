@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from mlprod.config import Column, CsvSource, Join, Lookup, On, SqlSource, numeric
 from mlprod.errors import DataError
-from mlprod.etl import sources
-from mlprod.etl.sources import chunks, csv_chunks, identify, read_lookup
+from mlprod.etl.csv_files import csv_chunks
+from mlprod.etl.lookups import lookup_identity, read_lookup
+from mlprod.etl.sources import chunks, identify
 from mlprod.etl.sql import connect
 
 
@@ -290,9 +291,9 @@ def test_a_broken_lookup_is_refused(csv_file, text, columns, message):
 
 def test_a_lookup_is_told_by_its_bytes(csv_file):
     lookup = Lookup(path=csv_file(PLANES), key="tail", columns={})
-    first = sources.lookup_identity(lookup)
+    first = lookup_identity(lookup)
     csv_file(PLANES + "N3,1,1\n")
-    assert sources.lookup_identity(lookup) != first
+    assert lookup_identity(lookup) != first
 
 
 def test_a_missing_key_finds_nothing(csv_file):
