@@ -213,7 +213,12 @@ class EtlConfig:
     hash_seed: int = knob(0, "of the row hash, so of the stored order and the split", rule=DATA, low=0)
     chunk_rows: int = knob(65_536, "read from the source at once", unit="rows", low=1)
     memory_bytes: int = knob(1 << 29, "that the build takes at most, about", unit="bytes", low=1 << 20)
-    workers: int = knob(0, "0: one a core", unit="threads", low=0, high=256)
+    workers: int = knob(0, "tasks at once; 0: one a core", low=0, high=256)
+    executor: str = knob(
+        "threads",
+        "`processes` pay where Python does the work: JSON lines, irregular CSV, a hook",
+        choices=("threads", "processes"),
+    )
 
 
 # ---- how it is trained -------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ import re
 import runpy
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +32,40 @@ def run_file(path: str) -> Config:
     """
     if not Path(path).is_file():
         raise ConfigError(f"--config={path}: no such file; give the path of a Python file with get_config()")
-    sys.path.insert(0, str(Path(path).resolve().parent))
+    with _folder_importable(path):
+        cfg = _config_of(path)
+    if not isinstance(cfg, Config):
+        raise ConfigError(f"{path}: get_config() returned {type(cfg).__name__}, not mlprod.config.Config")
+    return cfg
+
+
+def _config_of(path: str) -> Any:
     try:
         names = runpy.run_path(path, run_name=Path(path).stem)
         if "get_config" not in names:
             raise ConfigError(f"{path} defines no get_config(); it must return a mlprod.config.Config")
-        cfg = names["get_config"]()
+        return names["get_config"]()
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:  # whatever the user's file does wrong is the user's to read
         raise ConfigError(f"{path}: {_where(error, path)}{type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _folder_importable(path: str) -> Iterator[None]:
+    folder = str(Path(path).resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
     finally:
-        sys.path.pop(0)
-    if not isinstance(cfg, Config):
-        raise ConfigError(f"{path}: get_config() returned {type(cfg).__name__}, not mlprod.config.Config")
-    return cfg
+        sys.path.remove(folder)
+
+
+def function_of(path: str, name: str) -> Callable[..., Any]:
+    """Returns the function `name` at the top of a config file, which is run anew: for a process that cannot be sent functions."""
+    with _folder_importable(path):
+        found: Callable[..., Any] = runpy.run_path(path, run_name=Path(path).stem)[name]
+    return found
 
 
 def _where(error: BaseException, path: str) -> str:

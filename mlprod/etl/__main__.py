@@ -4,4 +4,5 @@ import sys
 
 from mlprod import cli
 
-sys.exit(cli.main(["etl", *sys.argv[1:]]))
+if __name__ == "__main__":  # processes that take tasks import this module too
+    sys.exit(cli.main(["etl", *sys.argv[1:]]))

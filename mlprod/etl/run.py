@@ -26,6 +26,7 @@ from mlprod.etl import bad_rows, fit, report, sources
 from mlprod.etl.extract import Extracted, extract, label_column, plan_reading, source_columns
 from mlprod.etl.identity import Identity
 from mlprod.etl.lookups import lookup_identity
+from mlprod.etl.pool import pool_of, sendable
 from mlprod.etl.shards import to_disk
 from mlprod.etl.stored import Stored, settle_all
 from mlprod.etl.tasks import Tasks
@@ -106,10 +107,13 @@ def _fit(etl: EtlConfig, tasks: Tasks, stored: Stored) -> features.FeatureSpec:
 
 
 def _publish(
-    cfg: Config, key: str, identity: Identity, extracted: Extracted, tasks: Tasks, stored: Stored, began: float
+    cfg: Config, etl: EtlConfig, key: str, identity: Identity, extracted: Extracted, tasks: Tasks, stored: Stored, began: float
 ) -> Manifest:
-    """Fits, writes the splits, the fitted transform, the report and, last, the manifest that makes them a version."""
-    etl, dataset, counts = cfg.etl, Path(cfg.dataset), extracted.counts
+    """Fits, writes the splits, the fitted transform, the report and, last, the manifest that makes them a version.
+
+    `etl`: `cfg.etl` as the tasks take it.
+    """
+    dataset, counts = Path(cfg.dataset), extracted.counts
     spec = _fit(etl, tasks, stored)
     version = (manifest.versions(open_store(cfg.dataset)) or [0])[-1] + 1
     if not (tasks.work / "write").exists():
@@ -126,7 +130,7 @@ def _publish(
     to_disk(dataset / "files" / f"{version:06d}")
     published = Manifest(
         format=manifest.FORMAT, version=version, parent=0, build_key=key,
-        dataset_id=manifest.content_id(columns, text, splits), config=compare.data_json(etl),
+        dataset_id=manifest.content_id(columns, text, splits), config=compare.data_json(cfg.etl),
         group_rows=etl.group_rows, hash_version=HASH_VERSION, hash_seed=etl.hash_seed, storage=etl.storage, hash_order=True,
         columns=columns, splits=splits, features=f"features/{version:06d}.json", features_sha256=manifest.sha256_text(text),
         report=f"reports/{version:06d}.json", source=identity.description | {"rows_read": counts.read, "mlprod": __version__},
@@ -209,19 +213,20 @@ def _build(
     cfg: Config, key: str, identity: Identity, names: Sequence[str], work: Path, lines: PhaseLines, began: float
 ) -> Manifest:
     """Does the tasks that are left, and publishes."""
-    etl, dataset = cfg.etl, Path(cfg.dataset)
+    etl, dataset, workers = sendable(cfg.etl), Path(cfg.dataset), cfg.etl.workers or os.cpu_count() or 1
     check_folders(dataset)
     sweep(dataset, work)
     check_room(dataset, work, identity.expected_bytes)
     work.mkdir(parents=True, exist_ok=True, mode=0o700)
-    tasks = Tasks(work, etl.workers or os.cpu_count() or 1, lines)
-    reading = plan_reading(etl, tasks, identity.expected_bytes)
-    extracted = extract(etl, tasks, reading)
-    if not sources.unchanged(etl.source, names, identity):
-        shutil.rmtree(work)
-        raise DataError("the source changed while it was read (its count or watermark differs); run `mlprod etl` again")
-    stored, extracted.counts.duplicates = settle_all(etl, tasks, reading, extracted.index)
-    published = _publish(cfg, key, identity, extracted, tasks, stored, began)
+    with pool_of(etl.executor, workers) as pool:
+        tasks = Tasks(work, workers, lines, pool)
+        reading = plan_reading(etl, tasks, identity.expected_bytes)
+        extracted = extract(etl, tasks, reading)
+        if not sources.unchanged(etl.source, names, identity):
+            shutil.rmtree(work)
+            raise DataError("the source changed while it was read (its count or watermark differs); run `mlprod etl` again")
+        stored, extracted.counts.duplicates = settle_all(etl, tasks, reading, extracted.index)
+        published = _publish(cfg, etl, key, identity, extracted, tasks, stored, began)
     if tasks.taken.total():
         print(f"mlprod: {tasks.taken.total()} task(s) had been done by an attempt before", file=sys.stderr)
     return published

@@ -8,7 +8,7 @@ Price: a small file a task.
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,19 @@ def _no_rows(left: Any) -> int:
     return 0
 
 
-class Tasks:
-    """Runs the stages of a build in a work folder, each task on one of `workers` threads."""
+def _done(task: Task, left: Path) -> Any:
+    """Does a task and writes down what it returned."""
+    result = task()
+    write_atomically(left, json.dumps(result))
+    return result
 
-    def __init__(self, work: Path, workers: int, lines: PhaseLines) -> None:
-        """Nothing runs yet. `lines`: where people see what is done."""
-        self.work, self.workers, self.lines = work, workers, lines
+
+class Tasks:
+    """Runs the stages of a build in a work folder, `workers` tasks at once."""
+
+    def __init__(self, work: Path, workers: int, lines: PhaseLines, pool: Executor) -> None:
+        """Nothing runs yet. `lines`: where people see what is done; `pool`: runs the tasks."""
+        self.work, self.workers, self.lines, self._pool = work, workers, lines, pool
         self.taken = Counter[str]()  # by stage: tasks that an earlier attempt had done
 
     def run(self, stage: str, tasks: Mapping[str, Task], rows: Callable[[Any], int] = _no_rows) -> dict[str, Any]:
@@ -37,21 +44,22 @@ class Tasks:
         left = {name: json.loads(path.read_text()) for name in tasks if (path := folder / f"{name}.json").is_file()}
         self.taken[stage] += len(left)
 
-        def one(name: str) -> Any:
-            result = tasks[name]()
-            write_atomically(folder / f"{name}.json", json.dumps(result))
-            phase.add(1, rows(result))
-            return result
+        def told(future: "Future[Any]") -> None:
+            if not future.cancelled() and future.exception() is None:
+                phase.add(1, rows(future.result()))
 
-        with self.lines.phase(stage, len(tasks)) as phase, ThreadPoolExecutor(self.workers) as pool:
+        with self.lines.phase(stage, len(tasks)) as phase:
             phase.add(len(left), sum(map(rows, left.values())), earlier=True)
-            futures = {name: pool.submit(one, name) for name in tasks if name not in left}
+            missing = [name for name in tasks if name not in left]
+            futures = {name: self._pool.submit(_done, tasks[name], folder / f"{name}.json") for name in missing}
+            for future in futures.values():
+                future.add_done_callback(told)
             try:
                 left |= {name: future.result() for name, future in futures.items()}
-                return {name: left[name] for name in tasks}
             except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
+                self._pool.shutdown(wait=True, cancel_futures=True)
                 raise
+        return {name: left[name] for name in tasks}
 
     def map(self, act: Callable[[Any], Any], inputs: Iterable[Callable[[], Any]], phase: Phase) -> Iterator[Any]:
         """Yields act(input()) for each table, in order: for what is quicker done again than written down."""

@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -103,6 +104,11 @@ def told_of_failures(dataset: Path, work: Path) -> Iterator[None]:
         raise Preempted(f"the build of {dataset} was stopped; the same command goes on with the tasks that are left") from stop
     except Unreadable as error:
         raise BuildError(f"{error}; {GOES_ON}") from error
+    except BrokenExecutor as error:
+        raise BuildError(
+            f"building {dataset} failed: one of its processes was killed (out of memory?); lower config.etl.workers or "
+            f".memory_bytes, {GOES_ON}"
+        ) from error
     except OSError as error:
         if not error.errno:  # said by a library of what it read: a bug
             raise
