@@ -50,6 +50,8 @@ def _parser(verb: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="Python file with get_config()")
     parser.add_argument("--debug", action="store_true", help="show a traceback with every error")
+    if verb == "etl":
+        parser.add_argument("--dry-run", action="store_true", help="show what would be made of the first rows; build nothing")
     if verb in ("evaluate", "predict"):
         parser.add_argument("--step", type=_whole, default=-1, help="of the checkpoint (default: the newest)")
     if verb == "checkpoints":
@@ -89,7 +91,7 @@ def _run(verb: str, options: argparse.Namespace, overrides: Sequence[str]) -> No
     recipe = importlib.import_module("mlprod.recipe")
     cfg = recipe.load(options.config, overrides)
     if verb == "etl":
-        importlib.import_module("mlprod.etl.run").main(cfg)
+        importlib.import_module("mlprod.etl.dry_run" if options.dry_run else "mlprod.etl.run").main(cfg)
         return
     if verb == "train":
         _ensure_dataset(cfg, options.config, overrides)

@@ -39,6 +39,7 @@ def knob(
 
 # ---- what the rows are -------------------------------------------------------------------------------------------------
 
+AUTO = "auto"
 STORAGE_TYPES = ("int64", "float64", "string", "bool", "timestamp")
 ROLES = ("feature", "weight", "group", "time", "input")
 
@@ -48,7 +49,10 @@ class Column:
     """One column of the rows: extracted from the source, or made by the hook (`derived`)."""
 
     name: str = knob(doc="as in the rows after joins and lookups", rule=DATA)
-    type: str = knob(doc="of a stored value", rule=DATA, choices=STORAGE_TYPES)
+    type: str = knob(
+        doc="of a stored value; `auto`: the first of int64, float64, bool, timestamp and string that holds every value",
+        rule=DATA, choices=(*STORAGE_TYPES, AUTO),
+    )  # fmt: skip
     role: str = knob(
         "feature",
         "`input` feeds the hook, key or split only; `weight`, `group` and `time` are stored beside the features",

@@ -24,6 +24,7 @@ from mlprod.errors import ConfigError, DataError, WorkdirError
 from mlprod.etl import sources
 from mlprod.etl.derive import derive
 from mlprod.etl.extract import source_columns
+from mlprod.etl.infer import with_types
 from mlprod.etl.lookups import LookupTable, read_lookup
 from mlprod.etl.schema import ARROW, Loose, beyond_float32, cast_chunk, raw_column
 from mlprod.evaluate import check_output, restore_for
@@ -60,6 +61,11 @@ def input_source(etl: EtlConfig, given: str) -> Source:
             f"--input={given!r} is a database URL, but config.etl.source is {type(etl.source).__name__}; give a file"
         )
     return replace(etl.source, url=given)
+
+
+def typed_etl(plan: Plan) -> EtlConfig:
+    """Returns the config of the rows, with the types that the dataset's build found for columns whose type it leaves open."""
+    return with_types(plan.cfg.etl, plan.manifest.source.get("types", {}))
 
 
 def typed_rows(etl: EtlConfig, chunk: Loose, lookups: list[LookupTable]) -> tuple[pa.Table, list[str | None]]:
@@ -103,7 +109,7 @@ def score_rows(plan: Plan, score: Score, state: TrainState, arrays: dict[str, np
 
 def predictions(plan: Plan, score: Score, state: TrainState, source: Any, limit: int) -> Iterator[pa.Table]:
     """Yields output rows chunk by chunk: the key columns, `score` and `reason`. `limit`: 0 for all rows."""
-    etl, done = plan.cfg.etl, 0
+    etl, done = typed_etl(plan), 0
     lookups = [read_lookup(lookup, etl.columns) for lookup in etl.lookups]
     names = [c.name for c in source_columns(etl)]
     for chunk in sources.chunks(source, names, min(limit, etl.chunk_rows) if limit else etl.chunk_rows):
@@ -148,7 +154,7 @@ def main(cfg: Config, options: argparse.Namespace) -> None:
     rows = scored = 0
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(temporary, output_schema(cfg.etl, provenance(plan, run))) as writer:
+        with pq.ParquetWriter(temporary, output_schema(typed_etl(plan), provenance(plan, run))) as writer:
             for table in predictions(plan, compile_score(plan.model, plan.placement), state, source, options.limit):
                 writer.write_table(table.cast(writer.schema))
                 rows, scored = rows + table.num_rows, scored + table.num_rows - table["score"].null_count

@@ -10,7 +10,20 @@ import re
 import types
 from typing import Any
 
-from mlprod.config import ByColumn, ByGroup, ByHash, ByTime, Column, Config, CsvSource, EtlConfig, SqlSource, walk
+from mlprod.config import (
+    AUTO,
+    STORAGE_TYPES,
+    ByColumn,
+    ByGroup,
+    ByHash,
+    ByTime,
+    Column,
+    Config,
+    CsvSource,
+    EtlConfig,
+    SqlSource,
+    walk,
+)
 from mlprod.errors import ConfigError, nearest
 from mlprod.hints import mismatch
 
@@ -57,7 +70,7 @@ def validate(cfg: Config) -> None:
             f"config.loader.num_lanes={cfg.loader.num_lanes} does not divide config.loader.global_batch={cfg.loader.global_batch}"
         )
     _validate_skip(cfg.loader.skip, cfg.loader.global_batch)
-    _validate_etl(cfg.etl)
+    validate_etl(cfg.etl)
 
 
 def _validate_skip(skip: tuple[tuple[int, int], ...], global_batch: int) -> None:
@@ -78,7 +91,7 @@ def refuse_password(field: str, url: str) -> None:
         raise ConfigError(f"{field} holds a password; write $NAME in its place and set NAME in the environment")
 
 
-def _validate_etl(etl: EtlConfig) -> None:
+def validate_etl(etl: EtlConfig) -> None:
     """The rules between the fields of `config.etl`."""
     if etl.group_rows & (etl.group_rows - 1):
         raise ConfigError(f"config.etl.group_rows={etl.group_rows} must be a power of two")
@@ -92,6 +105,7 @@ def _validate_etl(etl: EtlConfig) -> None:
         raise ConfigError(f"config.etl.transform={etl.transform!r} must be a function made by def: its source is kept")
     for column in etl.columns:
         _validate_column(column)
+    _validate_auto(etl)
     _validate_roles(etl)
     names = [column.name for column in etl.columns]
     _validate_names("key", etl.key, names)
@@ -112,7 +126,7 @@ def _validate_split(etl: EtlConfig) -> None:
         return
     _validate_names("split.column", (split.column,), list(types_of))
     allowed = ("timestamp", "int64", "float64") if isinstance(split, ByTime) else ("string", "int64", "bool")
-    if types_of[split.column] not in allowed:
+    if types_of[split.column] not in (*allowed, AUTO):
         raise ConfigError(f"config.etl.split.column={split.column!r} is {types_of[split.column]}; it must be one of {allowed}")
     both = set(split.eval) & set(split.test) if isinstance(split, ByColumn) else set()
     if both:
@@ -153,6 +167,17 @@ def _validate_column(column: Column) -> None:
         raise ConfigError(f"{where} is {column.type}; a categorical must be string, int64 or bool")
 
 
+def _validate_auto(etl: EtlConfig) -> None:
+    """Types are found in the source: what is made or looked up must have one before."""
+    looked_up = {name for lookup in etl.lookups for name in (lookup.key, *lookup.columns)}
+    for column in etl.columns:
+        if column.type == AUTO and (column.derived or column.name in looked_up):
+            made = "made by the hook" if column.derived else "of a lookup"
+            raise ConfigError(
+                f"config.etl.columns: {column.name!r} is {made}; declare its type, one of {', '.join(STORAGE_TYPES)}"
+            )
+
+
 def _validate_roles(etl: EtlConfig) -> None:
     """The rules between columns: names once, one weight at most, features but never the label among them."""
     names = [column.name for column in etl.columns]
@@ -160,7 +185,7 @@ def _validate_roles(etl: EtlConfig) -> None:
     if doubles:
         raise ConfigError(f"config.etl.columns names {doubles[0]!r} twice")
     weights = [column for column in etl.columns if column.role == "weight"]
-    if len(weights) > 1 or any(column.type not in ("int64", "float64", "bool") for column in weights):
+    if len(weights) > 1 or any(column.type not in ("int64", "float64", "bool", AUTO) for column in weights):
         raise ConfigError(f"config.etl.columns: weight {[c.name for c in weights]} must be one column of int64, float64 or bool")
     clash = next((name for name in names if name.startswith("key_") and name.removeprefix("key_") in etl.key), None)
     if clash:

@@ -144,10 +144,10 @@ def _checked(array: pa.Array, type_name: str) -> pa.Array | None:
         if not np.isfinite(values.to_numpy()).all():
             return None
         return pc.add(array, 0.0)  # -0.0
-    return _times(array) if type_name == "timestamp" else array
+    return times_of(array) if type_name == "timestamp" else array
 
 
-def _times(text: pa.Array) -> pa.Array | None:
+def times_of(text: pa.Array) -> pa.Array | None:
     """Returns ISO times, all with a zone or all without (UTC)."""
     for kind in (pa.timestamp("us"), ARROW["timestamp"]):
         try:

@@ -8,6 +8,7 @@ same command goes on with the tasks that are left. The same content gives the sa
 Price: rows are written to disk twice before they are written as Parquet, thrice where they have a key.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from mlprod import __version__, compare, features, manifest
 from mlprod.config import Config, EtlConfig
 from mlprod.console import PhaseLines
 from mlprod.errors import DataError, WorkdirError
-from mlprod.etl import bad_rows, fit, report, sources
+from mlprod.etl import bad_rows, fit, infer, report, sources
 from mlprod.etl.extract import Extracted, extract, label_column, plan_reading, source_columns
 from mlprod.etl.identity import Identity
 from mlprod.etl.lookups import lookup_identity
@@ -138,7 +139,7 @@ def _publish(
     manifest.write_atomically(dataset / published.features, text)
     if etl.bad_rows == "quarantine" and counts.bad:
         bad_rows.gather(extracted.bad_rows, dataset / report.quarantine(version))
-    body = _report(cfg, published, written, counts, spec, time.monotonic() - began)
+    body = _report(dataclasses.replace(cfg, etl=etl), published, written, counts, spec, time.monotonic() - began)
     manifest.write_atomically(dataset / published.report, json.dumps(body, indent=1, default=str))
     manifest.write(dataset, published)
     return published
@@ -221,10 +222,12 @@ def _build(
     with pool_of(etl.executor, workers) as pool:
         tasks = Tasks(work, workers, lines, pool)
         reading = plan_reading(etl, tasks, identity.expected_bytes)
+        etl, reading, types = infer.resolved(etl, tasks, reading)
         extracted = extract(etl, tasks, reading)
         if not sources.unchanged(etl.source, names, identity):
             shutil.rmtree(work)
             raise DataError("the source changed while it was read (its count or watermark differs); run `mlprod etl` again")
+        identity.description["types"] = types  # kept with the version
         stored, extracted.counts.duplicates = settle_all(etl, tasks, reading, extracted.index)
         published = _publish(cfg, etl, key, identity, extracted, tasks, stored, began)
     if tasks.taken.total():

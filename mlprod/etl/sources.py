@@ -97,21 +97,8 @@ def unchanged(source: Any, names: Sequence[str], identity: Identity) -> bool:
 
 
 @identify.register
-def _(source: CsvSource, names: Sequence[str], told: Told = untold) -> Identity:
-    rows = sum(about_rows(path, source.encoding) for path in _there(source.path))
-    return of_files(source.path, rows, len(names), told)
-
-
-@identify.register
-def _(source: ParquetSource, names: Sequence[str], told: Told = untold) -> Identity:
-    plain = all(is_plain(path, "utf-8") for path in files_of(source.path))
-    rows = columnar.num_rows(source.path) if plain else sum(about_rows(path, "utf-8") for path in _there(source.path))
-    return of_files(source.path, rows, len(names), told)
-
-
-@identify.register
-def _(source: JsonLinesSource, names: Sequence[str], told: Told = untold) -> Identity:
-    return of_files(source.path, sum(about_rows(path, "utf-8") for path in _there(source.path)), len(names), told)
+def _(source: CsvSource | ParquetSource | JsonLinesSource, names: Sequence[str], told: Told = untold) -> Identity:
+    return of_files(source.path, extent(source)[2], len(names), told)
 
 
 def num_bytes(source: Any) -> int:
@@ -119,6 +106,15 @@ def num_bytes(source: Any) -> int:
     if isinstance(source, SqlSource) or is_remote(source.path):
         return 0
     return sum(size for size, _ in stamps(source.path))
+
+
+def extent(source: Any) -> tuple[int, int, int]:
+    """Returns (files, bytes, about how many rows) of a source of files."""
+    encoding = source.encoding if isinstance(source, CsvSource) else "utf-8"
+    names = _there(source.path)
+    plain = isinstance(source, ParquetSource) and all(is_plain(name, encoding) for name in names)
+    rows = columnar.num_rows(source.path) if plain else sum(about_rows(name, encoding) for name in names)
+    return len(names), sum(size for size, _ in stamps(source.path)), rows
 
 
 def _there(path: str) -> list[str]:
@@ -158,6 +154,44 @@ def _(source: JsonLinesSource, names: Sequence[str], chunk_rows: int) -> list[An
         with told_of_file(path):
             found += columnar.lines(path, chunk_rows * row_bytes(path))
     return found
+
+
+@singledispatch
+def column_names(source: Any) -> list[str]:
+    """Returns the columns that a source has, as far as that is known without reading it."""
+    return []
+
+
+@column_names.register
+def _(source: CsvSource) -> list[str]:
+    return csv_places(files_of(source.path)[0], source.delimiter, (), source.encoding)[0]
+
+
+@column_names.register
+def _(source: ParquetSource) -> list[str]:
+    return columnar.column_names(files_of(source.path)[0])
+
+
+@singledispatch
+def stored_types(source: Any) -> dict[str, str]:
+    """Returns {column: type} of the columns whose type the source itself says, one type for all of its rows."""
+    return {}
+
+
+@stored_types.register
+def _(source: ParquetSource) -> dict[str, str]:
+    return columnar.stored_types(source.path)
+
+
+@singledispatch
+def head(source: Any, names: Sequence[str], num_rows: int) -> Loose | None:
+    """Returns the first rows of a source, at most `num_rows`, however large it is; None where there are none."""
+    return next(iter(chunks(source, names, num_rows)), None)
+
+
+@head.register
+def _(source: JsonLinesSource, names: Sequence[str], num_rows: int) -> Loose | None:
+    return columnar.first_lines(files_of(source.path)[0], names, num_rows)
 
 
 @singledispatch

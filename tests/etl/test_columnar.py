@@ -10,15 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mlprod.config import Column, Config, JsonLinesSource, ParquetSource, numeric
 from mlprod.errors import DataError
-from mlprod.etl import sources
+from mlprod.etl import columnar, sources
 from mlprod.etl.run import build
-from mlprod.etl.schema import ARROW, cast_strictly
+from mlprod.etl.schema import ARROW, cast_strictly, parse
 from mlprod.manifest import Manifest
 from tests.conftest import MakeConfig
-from tests.plain import csv_rows
+from tests.plain import ID, csv_rows, small_config, table_text
 
 
 def content(published: Manifest) -> tuple[str, list[str]]:
@@ -157,3 +159,31 @@ def test_files_that_are_none(kind: type, tmp_path: Path) -> None:
     if kind is ParquetSource:
         with pytest.raises(DataError, match=r"rows\.parquet has no column 'colour'; did you mean 'color'\?"):
             read(kind(path=str(tmp_path / "rows.parquet")), numeric("colour"))
+
+
+DIGITS = st.integers(-(10**38) + 1, 10**38 - 1) | st.integers(-(10**6), 10**6)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.none() | DIGITS, max_size=20), st.integers(0, 37))
+def test_a_decimal_is_the_nearest_float(digits: list[int | None], scale: int) -> None:
+    """As from text, at once or value by value: a cast of Arrow's own rounds twice."""
+    exact = decimal.Context(prec=40)
+    values = [None if d is None else decimal.Decimal(d).scaleb(-scale, exact) for d in digits]
+    made = columnar._cast(pa.array(values, pa.decimal128(38, scale)), "float64")
+    assert made is not None
+    assert made.to_pylist() == [None if v is None else parse(str(v), "float64") + 0.0 for v in values]
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 7, 10_000])
+@pytest.mark.parametrize("type_name", ["float64", "string"])
+def test_decimals_are_the_same_dataset_from_text_and_from_parquet(type_name: str, chunk_rows: int, tmp_path: Path) -> None:
+    """As numbers, and as text with all their digits, which is how an exact one is kept."""
+    prices = [None if i % 5 == 0 else decimal.Decimal(i * 10**20 + i).scaleb(-22, decimal.Context(prec=40)) for i in range(40)]
+    text = table_text("id,x,price,y", *((i, i, price, i % 2) for i, price in enumerate(prices)))
+    price = Column(name="price", type=type_name, role="group" if type_name == "string" else "feature")
+    cfg = small_config(tmp_path, text, (ID, numeric("x"), price))
+    table = pa.table({"id": range(40), "x": range(40), "price": pa.array(prices, pa.decimal128(38, 22)), "y": [0, 1] * 20})
+    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=9)
+    made = from_source(cfg, tmp_path / "parquet", ParquetSource(path=str(tmp_path / "rows.parquet")), chunk_rows)
+    assert content(made) == content(build(cfg)[0])
