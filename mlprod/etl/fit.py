@@ -2,13 +2,13 @@
 
 Promise: the same for any chunk size, order of reading or number of buckets. A median is the lower middle element, so it is
 a value of the column.
-Price: two passes over the columns, up to five more over those with few distinct values; a vocabulary is held in memory, and of
-each numeric column up to a twentieth of its values.
+Price: two passes over the columns, up to five more over those whose values crowd around the middle; a vocabulary is held in
+memory, and of each numeric column up to a twentieth of its values.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ _DIGIT = 16
 _LAST = (1 << 64) - 1
 TOGETHER = 1 << 19  # values of a column that are looked at at once
 WIDEST = 0.05  # share of a column's values in a bracket
+FEW = 1 << 14  # distinct values of a column that are counted one by one
 _SIGN = np.uint64(1 << 63)
 
 # Gives a function each of the tables and yields what it returns, in the tables' order.
@@ -78,8 +79,9 @@ class _Search:
 def lower_medians(over: Over, columns: Sequence[Column]) -> dict[str, float]:
     """Returns {column: its lower middle element} over all tables, exactly. The first table is taken for a sample of all.
 
-    One pass gathers the values of a bracket, which the sample says holds the median, and counts those below it. Where the
-    bracket would hold many, or turns out to miss, a radix selection counts 16 bits of the values a pass.
+    One pass gathers the values of a bracket, which the sample says holds the median, and counts those below it; of a column whose
+    bracket would hold many it counts each value, where they are few. Where neither tells, a radix selection counts 16 bits of the
+    values a pass.
 
     Raises:
         DataError: a column without any value.
@@ -87,20 +89,19 @@ def lower_medians(over: Over, columns: Sequence[Column]) -> dict[str, float]:
     names = [c.name for c in columns]
     sample = next(iter(over(partial(_words_of, names))))
     brackets = {name: _bracket(words) for name, words in sample.items()}
-    found = list(over(partial(_first_look, brackets)))
+    seen = {name: _Seen() for name in names}
+    for looks in over(partial(_first_look, brackets)):
+        for name, look in looks.items():
+            seen[name].add(look)
     words, searches = dict[str, int](), dict[str, _Search]()
-    for name in names:
-        looks = [part[name] for part in found]
-        rows, below = sum(look.rows for look in looks), sum(look.below for look in looks)
-        if not rows:
+    for name, column in seen.items():
+        if not column.rows:
             raise DataError(f"column {name!r} has no value in the training split; leave it out of config.etl.columns")
-        rank, inside = (rows - 1) // 2, np.concatenate([look.inside for look in looks])
-        if 0 <= rank - below < len(inside):
-            words[name] = int(np.partition(inside, rank - below)[rank - below])
+        found = column.middle()
+        if found is None:
+            searches[name] = column.search()
         else:
-            low, high = min(look.low for look in looks), max(look.high for look in looks)
-            low_bits = (low ^ high).bit_length()
-            searches[name] = _Search(low >> low_bits, low_bits, rank, rows)
+            words[name] = found
     words |= _radix(over, searches)
     return {c.name: unsortable(words[c.name], np.dtype(np.float64 if c.type == "float64" else np.int64)) for c in columns}
 
@@ -114,7 +115,7 @@ def _bracket(sample: np.ndarray) -> tuple[int, int]:
     """Returns words (low, high) between which the median is, as uint64[K] tells; (1, 0), which holds nothing, when many are."""
     if not len(sample):
         return 1, 0
-    ordered, off = np.sort(sample), int(4 * len(sample) ** 0.5) + 1  # eight standard deviations of the median's rank
+    ordered, off = np.sort(sample), int(2 * len(sample) ** 0.5) + 1  # four standard deviations of the median's rank
     low, high = (int(ordered[min(max(len(sample) // 2 + by, 0), len(sample) - 1)]) for by in (-off, off))
     share = np.count_nonzero((sample >= np.uint64(low)) & (sample <= np.uint64(high))) / len(sample)
     return (low, high) if share <= WIDEST or len(sample) <= TOGETHER // 64 else (1, 0)
@@ -122,13 +123,14 @@ def _bracket(sample: np.ndarray) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Look:
-    """What one pass sees of a column in a table."""
+    """What one pass sees of a column in a table. `inside`: those in its bracket; `tally`: see `_tally`, where there is none."""
 
     rows: int
     low: int
     high: int
     below: int
     inside: np.ndarray
+    tally: tuple[np.ndarray, np.ndarray] | None
 
 
 def _first_look(brackets: Mapping[str, tuple[int, int]], table: pa.Table) -> dict[str, _Look]:
@@ -136,11 +138,58 @@ def _first_look(brackets: Mapping[str, tuple[int, int]], table: pa.Table) -> dic
     looks = {}
     for name, (low, high) in brackets.items():
         words = sortable(_numbers(table[name]))
-        under = words < np.uint64(low)
-        inside = words[~under & (words <= np.uint64(high))] if low <= high else words[:0]
         ends = (int(words.min()), int(words.max())) if len(words) else (_LAST, 0)
-        looks[name] = _Look(len(words), *ends, int(np.count_nonzero(under)), inside)
+        if low > high:
+            looks[name] = _Look(len(words), *ends, 0, words[:0], _tally(words, np.ones(len(words), np.int64)))
+            continue
+        under = words < np.uint64(low)
+        inside = words[~under & (words <= np.uint64(high))]
+        looks[name] = _Look(len(words), *ends, int(np.count_nonzero(under)), inside, None)
     return looks
+
+
+def _tally(words: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns (distinct words, ascending, how often each) of uint64[K], each there so often; None where more than `FEW` are."""
+    distinct, which = np.unique(words, return_inverse=True)
+    return (distinct, np.bincount(which, counts, len(distinct)).astype(np.int64)) if len(distinct) <= FEW else None
+
+
+@dataclass
+class _Seen:
+    """What the looks at all tables say of a column."""
+
+    rows: int = 0
+    low: int = _LAST
+    high: int = 0
+    below: int = 0
+    inside: list[np.ndarray] = field(default_factory=list)
+    tally: tuple[np.ndarray, np.ndarray] | None = (np.zeros(0, np.uint64), np.zeros(0, np.int64))
+
+    def add(self, look: _Look) -> None:
+        """Goes on with the next table."""
+        self.rows, self.below = self.rows + look.rows, self.below + look.below
+        self.low, self.high = min(self.low, look.low), max(self.high, look.high)
+        self.inside.append(look.inside)
+        both = self.tally and look.tally and [np.concatenate(pair) for pair in zip(self.tally, look.tally, strict=True)]
+        self.tally = _tally(*both) if both else None
+
+    @property
+    def rank(self) -> int:
+        """The place of the lower middle word."""
+        return (self.rows - 1) // 2
+
+    def middle(self) -> int | None:
+        """Returns the lower middle word, None where it is not known."""
+        if self.tally is not None:
+            words, counts = self.tally
+            return int(words[np.searchsorted(np.cumsum(counts), self.rank, side="right")])
+        inside, at = np.concatenate(self.inside), self.rank - self.below
+        return int(np.partition(inside, at)[at]) if 0 <= at < len(inside) else None
+
+    def search(self) -> _Search:
+        """Returns where a radix selection begins."""
+        low_bits = (self.low ^ self.high).bit_length()
+        return _Search(self.low >> low_bits, low_bits, self.rank, self.rows)
 
 
 def _radix(over: Over, searches: dict[str, _Search]) -> dict[str, int]:

@@ -20,7 +20,7 @@ def num_bits(expected_bytes: int, memory_bytes: int) -> int:
 
     An eighth: a bucket is gathered into one table, sorted into another, and encoded.
     """
-    buckets = max(1, -(-expected_bytes * 8 // memory_bytes))
+    buckets = max(1, -(-expected_bytes * 4 // memory_bytes))
     return min((buckets - 1).bit_length(), 8)
 
 

@@ -52,6 +52,7 @@ def test_a_median_is_the_lower_middle_element(data, sizes):
     there = sorted(v for v in column if v is not None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit_module, "TOGETHER", data.draw(st.sampled_from([0, 1, 3, 1000])))
+        patch.setattr(fit_module, "FEW", data.draw(st.sampled_from([0, 2, 1000])))
         patch.setattr(fit_module, "WIDEST", data.draw(st.sampled_from([-1.0, 0.05, 1.0])))
         found = lower_medians(cut(pa.array(column, arrow), sizes), [numeric("c", type=kind)])["c"]
     assert found == there[(len(there) - 1) // 2]
