@@ -24,7 +24,7 @@ from mlprod.etl.derive import check_hook, derive
 from mlprod.etl.files import Copies
 from mlprod.etl.lookups import LookupTable, read_lookup
 from mlprod.etl.schema import FLOAT32_MAX, Loose, beyond_float32, hashable
-from mlprod.etl.settle import KEY, LABEL, ROW, SPLIT
+from mlprod.etl.settle import KEY, LABEL, ROW, SPLIT, key_hashes
 from mlprod.etl.tasks import Tasks
 from mlprod.hashing import hash_columns
 
@@ -41,13 +41,15 @@ def label_column(etl: EtlConfig) -> Column:
 
 
 def _hashed(etl: EtlConfig, rows: pa.Table) -> pa.Table:
-    """Returns the rows with row hash, key hash (the row hash where there is no key) and split."""
+    """Returns the rows with row hash, key hash where there is a key, and split."""
     extracted = [c.name for c in etl.columns if not c.derived]
     row = hash_columns({n: hashable(rows[n]) for n in [*extracted, etl.label.column]}, rows.num_rows, etl.hash_seed)
     key = hash_columns({n: hashable(rows[n]) for n in etl.key}, rows.num_rows, etl.hash_seed) if etl.key else row
     code = split.assign(etl.split, rows, key, etl.hash_seed)
     label = pc.cast(pc.greater(rows[etl.label.column], etl.label.above), pa.float32())
-    added = {LABEL: label, ROW[0]: row.hi, ROW[1]: row.lo, KEY[0]: key.hi, KEY[1]: key.lo, SPLIT: code}
+    added = {LABEL: label, ROW[0]: row.hi, ROW[1]: row.lo, SPLIT: code}
+    if etl.key:
+        added |= {KEY[0]: key.hi, KEY[1]: key.lo}
     for name, values in added.items():
         rows = rows.append_column(name, values if isinstance(values, pa.ChunkedArray) else pa.array(values))
     return rows
@@ -150,7 +152,7 @@ def extract_part(etl: EtlConfig, reading: Reading, work: Path, number: int, part
             _check_values(etl, derived)
             counts.add(derived, etl.columns)
             hashed = _hashed(etl, derived)
-            out.add(hashed, spill.bucket_of(hashed[KEY[0]].to_numpy(), reading.bits))
+            out.add(hashed, spill.bucket_of(key_hashes(hashed).hi, reading.bits))
             left_out += bad
     bad_rows.write(work / "extract" / f"{number:06d}.bad", left_out)
     return {"counts": asdict(counts), "batches": out.batches}

@@ -39,6 +39,11 @@ def hashes_of(table: pa.Table, names: tuple[str, str]) -> Hash128:
     return Hash128(table[names[0]].to_numpy(), table[names[1]].to_numpy())
 
 
+def key_hashes(table: pa.Table) -> Hash128:
+    """Returns the key hashes of a table: the row hashes where there is no key."""
+    return hashes_of(table, KEY if KEY[0] in table.column_names else ROW)
+
+
 def _same_as_before(*words: np.ndarray) -> np.ndarray:
     """Returns bool[B]: whether each row equals the row before it in all `words`, uint64[B] each."""
     same = np.ones(len(words[0]), bool)
@@ -148,12 +153,12 @@ def settle(bucket: pa.Table, rule: Rule) -> Settled:
     """Returns which rows of a bucket stay, and their `_order_hi`, `_order_lo`, `_tie` and `_row_id`.
 
     Args:
-        bucket: rows with row hash, key hash and split; all rows of a key are in one bucket.
+        bucket: rows with row hash, key hash where there is a key, and split; all rows of a key are in one bucket.
 
     Raises:
         DataError: rows of one key are in two splits.
     """
-    row, key = hashes_of(bucket, ROW), hashes_of(bucket, KEY)
+    row, key = hashes_of(bucket, ROW), key_hashes(bucket)
     order = _by_key(row, key)
     same = _same_as_before(*(word[order] for word in (row.lo, row.hi, key.lo, key.hi)))
     order, copy, tie = _number_equals(bucket, order, same, list(rule.columns))
@@ -195,5 +200,5 @@ def _best_of_key(bucket: pa.Table, order: np.ndarray, key: Hash128, rule: Rule) 
 
 def in_stored_order(bucket: pa.Table) -> pa.Table:
     """Returns a bucket of settled rows sorted by (order hash, key hash, tie): the last two decide where row hashes collide."""
-    order, key = hashes_of(bucket, ORDER), hashes_of(bucket, KEY)
+    order, key = hashes_of(bucket, ORDER), key_hashes(bucket)
     return bucket.take(np.lexsort((bucket[TIE].to_numpy(), key.lo, key.hi, order.lo, order.hi)))

@@ -16,12 +16,13 @@ Index = Mapping[str, Batches]  # by file
 
 
 def num_bits(expected_bytes: int, memory_bytes: int) -> int:
-    """Returns how many bits of the hash to cut by, so that a bucket takes about an eighth of the memory; at most 8.
+    """Returns how many bits of the hash to cut by, so that a bucket takes at most about a quarter of the memory.
 
-    An eighth: a bucket is gathered into one table, sorted into another, and encoded.
+    A quarter: a bucket is gathered into one table, sorted into another, and encoded. More buckets are smaller reads of every
+    part: at most 10 bits, which is enough for rows that take 250 times the memory.
     """
     buckets = max(1, -(-expected_bytes * 4 // memory_bytes))
-    return min((buckets - 1).bit_length(), 8)
+    return min((buckets - 1).bit_length(), 10)
 
 
 def bucket_of(hashes: np.ndarray, bits: int) -> np.ndarray:

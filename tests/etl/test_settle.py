@@ -57,9 +57,9 @@ def test_a_file_is_there_when_it_is_whole(tmp_path):
 
 @pytest.mark.parametrize(
     "expected, memory, bits",
-    [(0, 1 << 20, 0), (1 << 17, 1 << 20, 0), ((1 << 17) + 1, 1 << 20, 1), (1 << 20, 1 << 20, 3), (1 << 62, 1 << 30, 8)],
+    [(0, 1 << 20, 0), (1 << 18, 1 << 20, 0), ((1 << 18) + 1, 1 << 20, 1), (1 << 20, 1 << 20, 2), (1 << 62, 1 << 30, 10)],
 )
-def test_a_bucket_takes_an_eighth_of_the_memory(expected, memory, bits):
+def test_a_bucket_takes_a_quarter_of_the_memory(expected, memory, bits):
     assert spill.num_bits(expected, memory) == bits
 
 
