@@ -1,4 +1,4 @@
-"""What went into a dataset and what did not, as JSON and in the terminal."""
+"""What went into a dataset and what did not, what its columns look like, and what to mistrust: as JSON and in the terminal."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,9 +9,14 @@ import pyarrow.compute as pc
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from mlprod.config import Column
+from mlprod.config import Column, EtlConfig
+from mlprod.etl.profile import Profile, profiles
+from mlprod.etl.warn import warnings_of
+from mlprod.etl.write import Written
 from mlprod.features import FeatureSpec
+from mlprod.manifest import Manifest
 
 
 @dataclass(kw_only=True)
@@ -56,29 +61,106 @@ def merged(parts: Sequence[Counts]) -> Counts:
     return whole
 
 
-def column_rows(counts: Counts, columns: Sequence[Column], spec: FeatureSpec, labelled: int) -> list[dict[str, Any]]:
-    """Returns one JSON object a column: type, role, share of nulls, range, fill and vocabulary size."""
+def column_rows(
+    counts: Counts, columns: Sequence[Column], spec: FeatureSpec, labelled: int, profiles: Mapping[str, Profile]
+) -> list[dict[str, Any]]:
+    """Returns one JSON object a column: what it is and becomes, what is missing, its ends, and what is seen of it."""
     fitted = {f.name: f for f in spec.features}
     rows = []
     for c in columns:
-        f = fitted.get(c.name)
+        f, seen = fitted.get(c.name), profiles[c.name]
         rows.append({
-            "name": c.name, "type": c.type, "role": c.role, "kind": c.kind if f else "",
-            "null_share": counts.nulls[c.name] / max(labelled, 1),
-            "low": counts.low.get(c.name), "high": counts.high.get(c.name),
+            "name": c.name, "type": c.type, "role": c.role, "kind": c.kind if f else "", "sensitive": c.sensitive,
+            "nulls": counts.nulls[c.name], "null_share": counts.nulls[c.name] / max(labelled, 1), "missing": c.missing,
+            "low": counts.low.get(c.name, None if c.sensitive else seen.low),
+            "high": counts.high.get(c.name, None if c.sensitive else seen.high),
             "fill": f.fill if f and f.kind == "numeric" and not c.sensitive else None,
             "vocabulary": len(f.vocabulary) if f and f.kind == "categorical" else None,
+            **seen.shown(sensitive=c.sensitive),
         })  # fmt: skip
     return rows
 
 
-def _kind(c: Mapping[str, Any]) -> str:
-    """Returns what a column is and became, in a few words."""
+def body(
+    dataset: str,
+    etl: EtlConfig,
+    published: Manifest,
+    written: Mapping[str, Written],
+    counts: Counts,
+    spec: FeatureSpec,
+    tables: Mapping[str, pa.Table],
+) -> dict[str, Any]:
+    """Returns the report as JSON data, but for the seconds; `tables`: rows of each split, see `stored.sample`."""
+    labelled = counts.read - counts.bad - counts.without_label
+    splits = {
+        name: {
+            "rows": w.num_rows, "positive_share": w.positive / max(w.num_rows, 1),
+            "files": len(w.shards), "bytes": sum(s.bytes for s in w.shards),
+        }
+        for name, w in written.items()
+    }  # fmt: skip
+    seen = profiles(tables, etl.columns, spec)
+    return {
+        "dataset": dataset, "version": published.version, "dataset_id": published.dataset_id,
+        "label": {"column": etl.label.column, "above": etl.label.above},
+        "rows": {
+            "read": counts.read, "bad": counts.bad, "without_label": counts.without_label, "duplicates": counts.duplicates,
+            "kept": sum(w.num_rows for w in written.values()),
+        },
+        "quarantine": quarantine(published.version) if etl.bad_rows == "quarantine" and counts.bad else "",
+        "splits": splits, "sample": {split: table.num_rows for split, table in tables.items()},
+        "columns": column_rows(counts, etl.columns, spec, labelled, seen),
+        "warnings": warnings_of(etl.columns, spec, seen, splits),
+    }  # fmt: skip
+
+
+# ---- for people --------------------------------------------------------------------------------------------------------
+
+DROPPED = {"bad": "not what the config says", "without_label": "no label", "duplicates": "duplicates"}
+
+
+def visible(text: str, longest: int = 1 << 30) -> str:
+    """Returns text on one line with what cannot be seen, such as control characters, as escapes; cut when it is long."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
+
+
+def number(value: Any, digits: int = 6) -> str:
+    """Returns a value of a column: a number to so many digits, whole ones of a few more in full; text as it is; "" for None."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    return str(int(value)) if value == int(value) and abs(value) < 10 ** (3 * digits - 3) else f"{value:.{digits}g}"
+
+
+def share(part: float, digits: int = 1) -> str:
+    """Returns a share in percent; one that is neither 0 nor 1 does not look it."""
+    least = 10.0**-digits
+    percent = part if part in (0, 1) else min(max(100 * part, least), 100 - least) / 100
+    return f"{percent:.{digits}%}"
+
+
+def becomes(c: Mapping[str, Any]) -> str:
+    """Returns what a column becomes, in a few words."""
     if c["vocabulary"] is not None:
         return f"{c['vocabulary']:,} values"
-    if c["fill"] is not None:
-        return f"number, median {c['fill']:g}"
-    return str(c["kind"] or c["role"])
+    words = {"numeric": "number", "input": "not stored", "weight": "weight"}
+    return words.get(c["kind"] or c["role"], "as it is")
+
+
+def filled(c: Mapping[str, Any]) -> str:
+    """Returns what stands for a missing value."""
+    if not c["kind"]:
+        return ""
+    if c["missing"] == "refuse":
+        return "refused"
+    if c["kind"] == "categorical":
+        return "an id"
+    return "hidden" if c["sensitive"] else number(c["fill"])
+
+
+def middle(c: Mapping[str, Any]) -> Any:
+    """Returns the median of a column: of a feature that of all training rows, which fills it."""
+    return c["median"] if c["fill"] is None else c["fill"]
 
 
 def show(report: Mapping[str, Any]) -> None:
@@ -86,19 +168,47 @@ def show(report: Mapping[str, Any]) -> None:
     console = Console(highlight=False)
     rows = report["rows"]
     console.print(
-        f"[bold]{report['dataset']}[/] version {report['version']}, dataset_id {report['dataset_id']}\n"
-        f"{rows['read']:,} rows read in {report['seconds']:.1f} s, {rows['kept']:,} kept\n"
-        f"{rows['without_label']:,} left out: no label; {rows['duplicates']:,} left out: exact duplicates"
-    )
-    if rows.get("bad"):
-        where = f": {report['dataset']}/{report['quarantine']}" if report["quarantine"] else ""
-        console.print(f"{rows['bad']:,} left out: not what the config says{where}", markup=False, soft_wrap=True)
-    splits = Table("split", "rows", "positive", "files", "MB", box=SIMPLE_HEAD, pad_edge=False)
+        f"{report['dataset']} version {report['version']}, dataset_id {report['dataset_id']}\n"
+        f"{rows['read']:,} rows read in {report['seconds']:.1f} s, {rows['kept']:,} kept",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+    for reason, words in DROPPED.items():
+        where = f": {report['dataset']}/{report['quarantine']}" if reason == "bad" and report.get("quarantine") else ""
+        if rows.get(reason):
+            console.print(f"{rows[reason]:,} left out: {words}{where}", markup=False, soft_wrap=True)
+    splits = Table("split", box=SIMPLE_HEAD, pad_edge=False)
+    for head in ("rows", "positive", "files", "MB"):
+        splits.add_column(head, justify="right")
     for name, s in report["splits"].items():
-        splits.add_row(name, f"{s['rows']:,}", f"{s['positive_share']:.2%}", str(s["files"]), f"{s['bytes'] / 1e6:.1f}")
+        splits.add_row(
+            name, f"{s['rows']:,}", share(s["positive_share"], 2) if s["rows"] else "", str(s["files"]), f"{s['bytes'] / 1e6:.1f}"
+        )
     console.print(splits)
-    columns = Table("column", "type", "becomes", "missing", "range", box=SIMPLE_HEAD, pad_edge=False)
-    for c in report["columns"]:
-        ends = "" if c["low"] is None else f"{c['low']:g} .. {c['high']:g}"
-        columns.add_row(c["name"], c["type"], _kind(c), f"{c['null_share']:.2%}", ends)
-    console.print(columns)
+    if "warnings" not in report:  # of a version that an older mlprod built
+        return
+    console.print(_column_table(report["columns"], ends=console.width >= WIDE))
+    for line in report["warnings"]:
+        console.print(Text.assemble(("warning: ", "bold yellow"), line), soft_wrap=True)
+
+
+WIDE = 100  # characters of a terminal that has room for the ends of columns too
+
+
+def _column_table(columns: Sequence[Mapping[str, Any]], *, ends: bool) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("column", overflow="fold")  # the one that gives way
+    for head in ("type", "becomes"):
+        table.add_column(head, no_wrap=True)
+    for head in ("missing", "distinct", *(("min", "median", "max") if ends else ("median",)), "PSI"):
+        table.add_column(head, no_wrap=True, justify="right")
+    for c in columns:
+        values = (c["low"], middle(c), c["high"]) if ends else (middle(c),)
+        drift = "" if c["psi"] is None else f"{c['psi']:.2f}"
+        figures = (
+            share(c["null_share"]),
+            f"{c['distinct']:,}",
+            *(number(value, 4)[:10] for value in values),
+            drift,
+        )  # of a time, the day
+        table.add_row(*(Text(cell) for cell in (visible(c["name"], 60), c["type"], becomes(c), *figures)))
+    return table

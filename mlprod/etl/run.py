@@ -8,7 +8,6 @@ same command goes on with the tasks that are left. The same content gives the sa
 Price: rows are written to disk twice before they are written as Parquet, thrice where they have a key.
 """
 
-import dataclasses
 import json
 import os
 import shutil
@@ -29,7 +28,7 @@ from mlprod.etl.identity import Identity
 from mlprod.etl.lookups import lookup_identity
 from mlprod.etl.pool import pool_of, sendable
 from mlprod.etl.shards import to_disk
-from mlprod.etl.stored import Stored, settle_all
+from mlprod.etl.stored import Stored, sample, settle_all
 from mlprod.etl.tasks import Tasks
 from mlprod.etl.work import check_folders, check_room, held, sweep, told_of_failures, work_folder
 from mlprod.etl.write import FileWriter, Written, joined, stored_columns
@@ -139,38 +138,18 @@ def _publish(
     manifest.write_atomically(dataset / published.features, text)
     if etl.bad_rows == "quarantine" and counts.bad:
         bad_rows.gather(extracted.bad_rows, dataset / report.quarantine(version))
-    body = _report(dataclasses.replace(cfg, etl=etl), published, written, counts, spec, time.monotonic() - began)
-    manifest.write_atomically(dataset / published.report, json.dumps(body, indent=1, default=str))
+    told = report.body(cfg.dataset, etl, published, written, counts, spec, sample(stored, etl.columns))
+    _write_report(dataset / published.report, {**told, "seconds": time.monotonic() - began})
     manifest.write(dataset, published)
     return published
 
 
-def _report(
-    cfg: Config,
-    published: Manifest,
-    written: Mapping[str, Written],
-    counts: report.Counts,
-    spec: features.FeatureSpec,
-    seconds: float,
-) -> dict[str, Any]:
-    """Returns the data report as JSON data."""
-    labelled = counts.read - counts.bad - counts.without_label
-    splits = {
-        name: {
-            "rows": w.num_rows, "positive_share": w.positive / max(w.num_rows, 1),
-            "files": len(w.shards), "bytes": sum(s.bytes for s in w.shards),
-        }
-        for name, w in written.items()
-    }  # fmt: skip
-    return {
-        "dataset": cfg.dataset, "version": published.version, "dataset_id": published.dataset_id, "seconds": seconds,
-        "rows": {
-            "read": counts.read, "bad": counts.bad, "without_label": counts.without_label, "duplicates": counts.duplicates,
-            "kept": sum(w.num_rows for w in written.values()),
-        },
-        "quarantine": report.quarantine(published.version) if cfg.etl.bad_rows == "quarantine" and counts.bad else "",
-        "splits": splits, "columns": report.column_rows(counts, cfg.etl.columns, spec, labelled),
-    }  # fmt: skip
+def _write_report(path: Path, told: Mapping[str, Any]) -> None:
+    """Writes the data report as JSON and as a page."""
+    from mlprod.etl import page  # a quarter of a second, which a build that is done already does not pay
+
+    manifest.write_atomically(path, json.dumps(told, indent=1, allow_nan=False))
+    manifest.write_atomically(path.with_suffix(".html"), page.render(told))
 
 
 def _built(cfg: Config, key: str) -> Manifest | None:
@@ -241,3 +220,6 @@ def main(cfg: Config) -> None:
     report.show(json.loads((Path(cfg.dataset) / published.report).read_text()))
     if not fresh:
         print(f"{cfg.dataset} is built already; nothing to do")
+    page = (Path(cfg.dataset) / published.report).with_suffix(".html")
+    if page.is_file():  # an older mlprod wrote none
+        print(f"the whole report: {page}")

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mlprod.config import EtlConfig
+from mlprod.config import Column, EtlConfig
 from mlprod.etl import settle, spill
 from mlprod.etl.extract import Reading
-from mlprod.etl.settle import AT, ORDER, ROW_ID, SPLIT
+from mlprod.etl.settle import AT, LABEL, ORDER, ROW_ID, SPLIT
 from mlprod.etl.tasks import Tasks
 from mlprod.manifest import SPLITS
 
@@ -47,6 +47,14 @@ class Stored:
             if counts[split]:
                 yield partial(self.rows, columns, split, piece)
 
+    def first(self, split: int, columns: Sequence[str], rows: int) -> Iterator[Callable[[], pa.Table]]:
+        """Yields what reads the first rows of a split, at most `rows` of them, from each piece that has some."""
+        for piece, counts in self.counts.items():
+            some = min(rows, counts[split])
+            if some:
+                yield partial(self.rows, columns, split, piece, 0, some)
+            rows -= some
+
     def num_rows(self, split: int) -> int:
         """Returns the rows of a split."""
         return sum(counts[split] for counts in self.counts.values())
@@ -76,6 +84,20 @@ def settle_all(etl: EtlConfig, tasks: Tasks, reading: Reading, extracted: spill.
 
 def _num_rows(left: Mapping[str, Any]) -> int:
     return sum(map(int, left["rows"])) + int(left.get("duplicates", 0))
+
+
+SAMPLE_ROWS, SAMPLE_VALUES = 1 << 16, 1 << 22  # of a split at most: fewer rows where there are more than 63 columns
+
+
+def sample(stored: Stored, columns: Sequence[Column]) -> dict[str, pa.Table]:
+    """Returns the first rows of every split that has any, with their labels: in the order of a hash, so a random sample."""
+    names, tables = [*(c.name for c in columns), LABEL], {}
+    for code, split in enumerate(SPLITS):
+        rows = min(SAMPLE_ROWS, SAMPLE_VALUES // len(names))
+        found = [part() for part in stored.first(code, names, rows)]
+        if found:
+            tables[split] = pa.concat_tables(found)
+    return tables
 
 
 NOTHING: dict[str, Any] = {"batches": [], "duplicates": 0, "rows": [0] * len(SPLITS)}
