@@ -123,7 +123,8 @@ def bin_edges(values: np.ndarray, *, whole: bool) -> np.ndarray:
         return np.zeros(0)
     if whole:
         width = -(-(high - low + 1) // BINS)
-        return np.unique(low - 0.5 + width * np.arange(-(-(high - low + 1) // width) + 1))
+        edges = low - 0.5 + width * np.arange(min(-(-(high - low + 1) // width), BINS) + 1)
+        return np.unique(np.append(edges[:-1], max(edges[-1], high)))  # beyond 2^53 not every integer is a float64
     at = np.linspace(0.0, 1.0, BINS + 1)
     return np.unique(low * (1 - at) + high * at)  # high - low may be beyond float64
 

@@ -22,7 +22,7 @@ from mlprod import __version__, compare, features, manifest
 from mlprod.config import Config, EtlConfig
 from mlprod.console import PhaseLines
 from mlprod.errors import DataError, WorkdirError
-from mlprod.etl import bad_rows, fit, infer, report, sources
+from mlprod.etl import bad_rows, fit, infer, page, report, sources
 from mlprod.etl.extract import Extracted, extract, label_column, plan_reading, source_columns
 from mlprod.etl.identity import Identity
 from mlprod.etl.lookups import lookup_identity
@@ -146,8 +146,6 @@ def _publish(
 
 def _write_report(path: Path, told: Mapping[str, Any]) -> None:
     """Writes the data report as JSON and as a page."""
-    from mlprod.etl import page  # a quarter of a second, which a build that is done already does not pay
-
     manifest.write_atomically(path, json.dumps(told, indent=1, allow_nan=False))
     manifest.write_atomically(path.with_suffix(".html"), page.render(told))
 
