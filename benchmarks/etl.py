@@ -2,6 +2,7 @@
 
     pip install -c constraints.txt -e '.[bench]'
     python benchmarks/etl.py [--rows N] [--rounds N] [--quick] [--json FILE]      # 1 GB of disk a 2 million rows
+    python benchmarks/etl.py --peaks 2000000 10000000 30000000                    # mlprod's memory alone, at several sizes
 
 Job: 20 columns (12 float64 with 5% missing, 4 int64, 2 of few strings, 1 of nearly unique ones, a time), 3% of the rows scattered
 copies. Of each contender: duplicates dropped over the whole file, split by a hash, lower medians of the training rows in place of
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -236,12 +237,30 @@ def figures_of(measured: dict[str, list[tuple[float, int, int]]], kept: int) -> 
     print("rows kept:", {name: runs[0][2] for name, runs in measured.items()})
 
 
+def peaks(sizes: Sequence[int]) -> Iterator[Figure]:
+    """Yields the peak memory and the wall of mlprod's build of so many rows."""
+    for num_rows in sizes:
+        with tempfile.TemporaryDirectory(prefix="mlprod-etl-") as folder:
+            csv = Path(folder) / "rows.csv"
+            write_rows(csv, num_rows)
+            wall, peak, _ = measure("mlprod", csv)
+        for what, value, unit in (("peak", peak / 1e6, "MB"), ("wall", wall, "s")):
+            goal = {"max": MEMORY / 1e6} if what == "peak" else None
+            yield Figure(name=f"{num_rows:,} rows, {what}", value=value, low=value, high=value, unit=unit, runs=1, goal=goal)
+
+
 def main() -> None:
     """Writes the rows, lets the contenders take turns, prints."""
     parser = parser_for(__doc__ or "")
     parser.add_argument("--rows", type=int, default=0, help=f"of the CSV file (default {ROWS:,})")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument(
+        "--peaks", type=int, nargs="*", default=[], metavar="N", help="measure mlprod's memory at these sizes alone"
+    )
     given = parser.parse_args()
+    if given.peaks:
+        publish(list(peaks(given.peaks)), given.json)
+        return
     num_rows = given.rows or (QUICK_ROWS if given.quick else ROWS)
     with tempfile.TemporaryDirectory(prefix="mlprod-etl-") as folder:
         csv = Path(folder) / "rows.csv"
