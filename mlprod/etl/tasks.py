@@ -8,7 +8,7 @@ Price: a small file a task.
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +44,15 @@ class Tasks:
         left = {name: json.loads(path.read_text()) for name in tasks if (path := folder / f"{name}.json").is_file()}
         self.taken[stage] += len(left)
 
-        def told(future: "Future[Any]") -> None:
-            if not future.cancelled() and future.exception() is None:
-                phase.add(1, rows(future.result()))
-
         with self.lines.phase(stage, len(tasks)) as phase:
             phase.add(len(left), sum(map(rows, left.values())), earlier=True)
             missing = [name for name in tasks if name not in left]
             futures = {name: self._pool.submit(_done, tasks[name], folder / f"{name}.json") for name in missing}
-            for future in futures.values():
-                future.add_done_callback(told)
             try:
+                for future in as_completed(futures.values()):
+                    if future.exception():
+                        break
+                    phase.add(1, rows(future.result()))
                 left |= {name: future.result() for name, future in futures.items()}
             except BaseException:
                 self._pool.shutdown(wait=True, cancel_futures=True)
