@@ -197,8 +197,8 @@ def loosely(column: pa.ChunkedArray, style: int) -> pa.ChunkedArray:
     if pa.types.is_timestamp(column.type):
         return pc.cast(column, pa.timestamp(("us", "ns")[style % 2], (None, "UTC", "Europe/Berlin")[style % 3]))
     if pa.types.is_int64(column.type) and column.null_count and style % 3 == 0:
-        ends = pc.min_max(column).as_py()
-        return pc.cast(column, pa.float64()) if ends["min"] >= -(2**53) and ends["max"] <= 2**53 else column
+        exact = all(abs(value) <= 2**53 for value in column.drop_null().to_pylist())
+        return pc.cast(column, pa.float64()) if exact else column
     if pa.types.is_string(column.type):
         return column.dictionary_encode() if style % 3 == 1 else pc.cast(column, (pa.string(), pa.large_string())[style % 2])
     return column
