@@ -10,7 +10,6 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from mlprod.checkpoint.saved import SavedSteps
@@ -131,15 +130,3 @@ def kill_in(run: Run, name: str, phase: Phase, wanted: int, dice: random.Random)
     assert run.last_step() or not rows or name == "compile", "no start ever reached a step"
     assert run.finish() == 0, run.output()
     return rows
-
-
-def kill_etl(run: Run, seen: Callable[[Path], bool], delay_s: float, dice: random.Random) -> int:
-    """Starts the ETL of a run and kills it when its dataset's folder looks so; returns its exit code."""
-    process, deadline = run.start_etl(), time.monotonic() + LIMIT_S
-    while process.exitcode is None and not seen(Path(run.cfg.dataset)) and time.monotonic() < deadline:
-        time.sleep(POLL_S)
-    time.sleep(dice.random() * delay_s)
-    if process.exitcode is None:
-        os.kill(process.pid, signal.SIGKILL)
-    process.join(LIMIT_S)
-    return int(process.exitcode)

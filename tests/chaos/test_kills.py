@@ -1,7 +1,9 @@
 """Killed and started again, a run ends with the bits of the straight run. The heart of the product."""
 
 import dataclasses
+import itertools
 import random
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -10,13 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlprod import manifest
 from mlprod.checkpoint.copies import Copies
 from mlprod.checkpoint.saved import SavedSteps
 from mlprod.manifest import Manifest
-from mlprod.store import open_store
-from tests.chaos.harness import EIGHT_DEVICES, ONE_DEVICE, Run, assert_same_end, kill_at, last_lines, random_kills
-from tests.chaos.phases import Row, kill_etl, kill_in, phases
+from tests.chaos.builds import Kill, as_table, build_for, files_of, phase_of, tasks_done
+from tests.chaos.harness import EIGHT_DEVICES, LIMIT_S, ONE_DEVICE, Run, assert_same_end, kill_at, last_lines, random_kills
+from tests.chaos.phases import Row, kill_in, phases
 from tests.conftest import RECIPE, MakeConfig
 from tests.plain import stored
 
@@ -118,37 +119,36 @@ def test_killed_in_every_phase(name: str, devices: str, busy: Straight, make_con
     print(f"{name}, {devices}: {len(rows)} kills, {gentle} of them SIGTERM, 0 differences")
 
 
-ETL_PHASES: dict[str, tuple[Callable[[Path], bool], float]] = {
-    "ETL read": (lambda dataset: any(dataset.glob("work/*/extract/*.half")), 0.1),
-    "ETL publish": (lambda dataset: any(dataset.glob("files/*/*")) or any(dataset.glob("manifests/.*")), 0.05),
-}
+MANY_TASKS = ("--config.etl.chunk_rows=100", "--config.etl.memory_bytes=1048576")
 
 
-@pytest.mark.parametrize("wanted", [2, pytest.param(PER_PHASE, marks=pytest.mark.chaos)])
-@pytest.mark.parametrize("name", ETL_PHASES)
-def test_a_killed_etl_builds_the_same_dataset(
-    name: str, wanted: int, make_config: MakeConfig, published: Manifest, tmp_path: Path
+@pytest.mark.parametrize("executor", ["threads", pytest.param("processes", marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("wanted", [4, pytest.param(50, marks=pytest.mark.chaos)])
+def test_a_killed_build_is_the_straight_one(
+    wanted: int, executor: str, make_config: MakeConfig, dataset: Path, tmp_path: Path
 ) -> None:
-    """Killed while it reads, or while it writes what it publishes: no half version is ever seen, and the files are the same."""
-    seen, delay_s = ETL_PHASES[name]
-    dice, kills = random.Random(name), 0
-    for number in range(3 * wanted):
+    """SIGKILLs at random moments: the same files to the byte, no half version is ever seen, no task is done twice."""
+    dice, kills, seconds, taken = random.Random("builds 3"), list[Kill](), 0.0, 0
+    for number in itertools.count():  # the first is not killed
         cfg = dataclasses.replace(make_config(f"etl-{number}"), dataset=str(tmp_path / f"dataset-{number}"))
-        run = Run(cfg, (), given=("--config.etl.chunk_rows=100",))
-        while kills < wanted and kill_etl(run, seen, delay_s, dice) == -signal.SIGKILL:
-            kills += 1
-            assert len(manifest.versions(open_store(cfg.dataset))) <= 1
-            if kills % 4 == 0:
-                break
-        process = run.start_etl()
-        process.join(60)
-        assert process.exitcode == 0, run.output()
-        found = manifest.read(open_store(cfg.dataset))
-        assert (found.dataset_id, found.version, found.splits) == (published.dataset_id, 1, published.splits)
-        assert [path.name for path in (Path(cfg.dataset) / "work").iterdir()] == ["lock"]
-        if kills >= wanted:
-            return
-    raise AssertionError(f"only {kills} kills came before the end")
+        run, folder = Run(cfg, (), given=(*MANY_TASKS, f"--config.etl.executor={executor}")), Path(cfg.dataset)
+        code = -signal.SIGKILL
+        while code == -signal.SIGKILL:
+            done, there = tasks_done(folder), phase_of(folder) == "published"
+            taken = taken if there else len(done)
+            code, took = build_for(run, dice.uniform(0.0, seconds) if number and len(kills) < wanted else LIMIT_S)
+            if code == -signal.SIGKILL:
+                kills.append(Kill(phase_of(folder), len(tasks_done(folder))))
+                assert there or kills[-1].phase == "published" or done.items() <= tasks_done(folder).items()
+        assert code == 0, run.output()
+        said = [int(n) for n in re.findall(r"([0-9]+) task\(s\) had been done by an attempt before", run.output())]
+        assert said == [taken] * (taken > 0) or (there and not said)  # a kill may come before it is said, or behind
+        assert files_of(folder) == files_of(dataset)
+        assert [path.name for path in (folder / "work").iterdir()] == ["lock"]
+        seconds = seconds or 0.7 * took
+        if len(kills) >= wanted:
+            break
+    print(as_table(kills))
 
 
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
