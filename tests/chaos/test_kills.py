@@ -122,8 +122,14 @@ def test_killed_in_every_phase(name: str, devices: str, busy: Straight, make_con
 MANY_TASKS = ("--config.etl.chunk_rows=100", "--config.etl.memory_bytes=1048576")
 
 
-@pytest.mark.parametrize("executor", ["threads", pytest.param("processes", marks=pytest.mark.chaos)])
-@pytest.mark.parametrize("wanted", [4, pytest.param(50, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize(
+    "wanted, executor",
+    [
+        (4, "threads"),
+        pytest.param(50, "threads", marks=pytest.mark.chaos),
+        pytest.param(12, "processes", marks=pytest.mark.chaos),
+    ],
+)
 def test_a_killed_build_is_the_straight_one(
     wanted: int, executor: str, make_config: MakeConfig, dataset: Path, tmp_path: Path
 ) -> None:
