@@ -152,8 +152,14 @@ def manifest_path(version: int) -> str:
 
 def write(dataset: Path, manifest: Manifest) -> None:
     """Publishes a version: from this rename on it exists."""
-    text = json.dumps(dataclasses.asdict(manifest), indent=1, allow_nan=False)
+    body = json.loads(json.dumps(dataclasses.asdict(manifest), allow_nan=False))
+    text = json.dumps(body | {"sha256": checksum(body)}, indent=1, allow_nan=False)
     write_atomically(dataset / manifest_path(manifest.version), text)
+
+
+def checksum(body: Mapping[str, Any]) -> str:
+    """Returns what a manifest's JSON data must have as its own `sha256`: over all else in it."""
+    return sha256_text(canonical({name: value for name, value in body.items() if name != "sha256"}))
 
 
 def _build(cls: Callable[..., Any], body: Mapping[str, Any], **changed: Any) -> Any:
@@ -229,15 +235,20 @@ def open_for(cfg: Config, dataset: Folder) -> Manifest:
             f"{dataset.location} was built by another config: etl.{path} was {old!r}, now {new!r} "
             f"({len(changed)} difference(s)); run `mlprod etl` to build a new version, or give config.dataset another folder"
         )
+    for path, wrong in lacking(dataset, manifest).items():
+        raise DataError(f"{dataset.location}/{path} {wrong}: restore it, or remove {dataset.location} and run `mlprod etl`")
+    return manifest
+
+
+def lacking(dataset: Folder, manifest: Manifest) -> dict[str, str]:
+    """Returns {path: what is wrong} of the Parquet files of a version that are gone or of another size."""
     shards = [shard for split in manifest.splits.values() for shard in split]
     folders = {folder: dataset.sizes(folder) for folder in {shard.path.rpartition("/")[0] for shard in shards}}
+    wrong = {}
     for shard in shards:
         folder, _, name = shard.path.rpartition("/")
         found = folders[folder].get(name, -1)
         if found != shard.bytes:
             state = "is missing" if found < 0 else f"has {found} bytes"
-            raise DataError(
-                f"{dataset.location}/{shard.path} {state}; the manifest says {shard.bytes} bytes: "
-                f"restore it, or remove {dataset.location} and run `mlprod etl`"
-            )
-    return manifest
+            wrong[shard.path] = f"{state}; the manifest says {shard.bytes} bytes"
+    return wrong

@@ -13,6 +13,7 @@ work of making batches, and numbers as models learn from hardly compress. All ot
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +23,14 @@ from mlprod.manifest import Shard, sha256_file
 
 ONE_PAGE = (1 << 31) - 1  # bytes and rows of a page: all of a row group
 OTHERWISE = "this pyarrow writes otherwise"
+
+
+class Description(TypedDict):
+    """What is said of a file's row groups in its `Shard`, under the same names."""
+
+    spans: tuple[tuple[int, int], ...]
+    checksums: tuple[str, ...]
+    offsets: Mapping[int, Mapping[str, int]]
 
 
 class ShardWriter:
@@ -50,26 +59,33 @@ class ShardWriter:
     def close(self) -> Shard:
         """Ends the file and returns what is to be known of it; `to_disk` makes it last."""
         self._writer.close()
-        return self._described(self._path)
-
-    def _described(self, path: Path) -> Shard:
-        spans: list[tuple[int, int]] = []
-        checksums: list[str] = []
-        offsets: dict[int, dict[str, int]] = {}
-        with path.open("rb") as file, pq.ParquetFile(path) as parquet:
-            for i, num_rows in enumerate(self._groups):
-                start, stop, found = _layout(parquet.metadata.row_group(i), self._trained)
-                file.seek(start)
-                span = file.read(stop - start)
-                _assert_plain(span, found, parquet.read_row_group(i, columns=list(found)))
-                if offsets.setdefault(num_rows, found) != found:
-                    raise AssertionError(f"{num_rows} rows begin at {found} and at {offsets[num_rows]}: {OTHERWISE}")
-                spans.append((start, stop))
-                checksums.append(xxhash.xxh3_64_hexdigest(span))
         return Shard(
-            path=str(path.relative_to(self._dataset)), groups=tuple(self._groups), sums=tuple(self._sums), spans=tuple(spans),
-            checksums=tuple(checksums), offsets=offsets, bytes=path.stat().st_size, sha256=sha256_file(path),
+            path=str(self._path.relative_to(self._dataset)), groups=tuple(self._groups), sums=tuple(self._sums),
+            bytes=self._path.stat().st_size, sha256=sha256_file(self._path),
+            **described(self._path, self._groups, self._trained),
         )  # fmt: skip
+
+
+def described(path: Path, groups: Sequence[int], trained: Sequence[pa.Field]) -> Description:
+    """Returns how a file with row groups of `groups` rows lies there; `trained`: its first columns, those that training reads.
+
+    Raises:
+        AssertionError: a value is not where a reader looks for it.
+    """
+    spans: list[tuple[int, int]] = []
+    checksums: list[str] = []
+    offsets: dict[int, dict[str, int]] = {}
+    with path.open("rb") as file, pq.ParquetFile(path) as parquet:
+        for i, num_rows in enumerate(groups):
+            start, stop, found = _layout(parquet.metadata.row_group(i), trained)
+            file.seek(start)
+            span = file.read(stop - start)
+            _assert_plain(span, found, parquet.read_row_group(i, columns=list(found)))
+            if offsets.setdefault(num_rows, found) != found:
+                raise AssertionError(f"{num_rows} rows begin at {found} and at {offsets[num_rows]}: {OTHERWISE}")
+            spans.append((start, stop))
+            checksums.append(xxhash.xxh3_64_hexdigest(span))
+    return {"spans": tuple(spans), "checksums": tuple(checksums), "offsets": offsets}
 
 
 def _layout(group: pq.RowGroupMetaData, trained: Sequence[pa.Field]) -> tuple[int, int, dict[str, int]]:

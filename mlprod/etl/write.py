@@ -19,15 +19,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlprod.config import Column, EtlConfig
-from mlprod.etl.schema import ARROW, hashable, raw_column
+from mlprod.etl.schema import ARROW, combined, hashable, raw_column
 from mlprod.etl.settle import LABEL, ROW_ID
 from mlprod.etl.shards import ShardWriter
 from mlprod.features import Feature, FeatureSpec, apply
-from mlprod.hashing import FixedValues, Hash128, Values, hash_columns, hash_sum, mix_hash
+from mlprod.hashing import FixedValues, Hash128, hash_columns, hash_sum, mix_hash
 from mlprod.manifest import Shard, StoredColumn, shard_of
 
 AT_ONCE = 1 << 16  # rows that are encoded and hashed together, where a row group has not more
 PACKED = {"numeric": ("packed_float32", np.dtype(np.float32)), "categorical": ("packed_int32", np.dtype(np.int32))}
+TRAINED_ROLES = ("label", "weight", "row_id")  # besides the features
 
 
 def stored_columns(etl: EtlConfig, spec: FeatureSpec) -> tuple[StoredColumn, ...]:
@@ -62,11 +63,52 @@ def _stored(c: Column, *, dtype: str, kind: str, stored_in: str, vocabulary_size
     )  # fmt: skip
 
 
+def trained_columns(columns: Sequence[StoredColumn]) -> set[str]:
+    """Returns the names of the Parquet columns that training reads."""
+    return {c.stored_in for c in columns if c.kind in PACKED or c.role in TRAINED_ROLES}
+
+
 def _packed(arrays: Sequence[np.ndarray], dtype: np.dtype) -> pa.Array:
     """Returns arrays [B] of one dtype as one FixedSizeBinary column, row-major."""
     rows = np.stack(arrays, axis=1).astype(dtype)
     width = rows.shape[1] * dtype.itemsize
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(rows), [None, pa.py_buffer(rows.tobytes())])
+
+
+def _unpacked(column: pa.Array, dtype: np.dtype) -> np.ndarray:
+    """Returns [B, F] numbers of a FixedSizeBinary column."""
+    width = column.type.byte_width
+    values = np.frombuffer(column.buffers()[1], dtype, len(column) * width // dtype.itemsize, column.offset * width)
+    return values.reshape(len(column), -1)
+
+
+def stored_values(columns: Sequence[StoredColumn], table: pa.Table) -> dict[str, np.ndarray | pa.Array]:
+    """Returns {column: its values [B]} of a table as it is stored: numpy of what training reads, Arrow of all else.
+
+    A key is told apart from a feature of its name by the Parquet column that holds it.
+    """
+    found: dict[str, np.ndarray | pa.Array] = {}
+    for kind, (place, dtype) in PACKED.items():
+        members = [c.name for c in columns if c.kind == kind and c.stored_in != c.name]
+        if members:
+            matrix = _unpacked(combined(table[place]), dtype)
+            found |= {name: matrix[:, i] for i, name in enumerate(members)}
+    for c in columns:
+        if c.kind in PACKED and c.stored_in != c.name:
+            continue
+        column = combined(table[c.stored_in])
+        found[c.stored_in] = column.to_numpy() if c.kind in PACKED or c.role in TRAINED_ROLES else column
+    return found
+
+
+def content_sums(columns: Sequence[StoredColumn], table: pa.Table, size: int, seed: int) -> list[str]:
+    """Returns the content sum of each row group of `size` rows of a table as it is stored: 32 hex digits each."""
+    values = stored_values(columns, table)
+    hashed = {name: _words(v) if isinstance(v, np.ndarray) else hashable(v) for name, v in values.items()}
+    examples = hash_columns(hashed, table.num_rows, seed)
+    content = mix_hash(examples, np.arange(table.num_rows, dtype=np.uint64) % np.uint64(size))
+    groups = [slice(start, start + size) for start in range(0, table.num_rows, size)]
+    return [f"{hash_sum(Hash128(content.hi[group], content.lo[group])):032x}" for group in groups]
 
 
 def exact_sums(values: np.ndarray) -> list[float]:
@@ -146,8 +188,7 @@ class FileWriter:
         self._etl, self._spec = etl, spec
         self._columns = stored_columns(etl, spec)
         self._schema = self._arrow_schema()
-        trained = {c.stored_in for c in self._columns if c.kind in PACKED or c.role in ("label", "weight", "row_id")}
-        self._file = ShardWriter(dataset, f"{folder}/{split}-{number:05d}.parquet", self._schema, trained)
+        self._file = ShardWriter(dataset, f"{folder}/{split}-{number:05d}.parquet", self._schema, trained_columns(self._columns))
         stored = {c.name for c in self._columns} - {"label", "row_id"}
         self.needs = [*(c.name for c in etl.columns if c.name in stored), LABEL]  # besides row ids, of the rows it takes
         self._pending: list[pa.Table] = []
@@ -201,17 +242,12 @@ class FileWriter:
         arrays |= {name: pc.cast(rows[name], pa.float32(), safe=False).to_numpy() for name in weights}
         raw = [c for c in self._columns if c.kind == "plain" and c.stored_in not in arrays]
         plain = {c.stored_in: rows[c.name].combine_chunks() for c in raw}
-        hashed: dict[str, Values] = {name: _words(array) for name, array in arrays.items()}
-        hashed |= {name: hashable(column) for name, column in plain.items()}
-        examples = hash_columns(hashed, rows.num_rows, self._etl.hash_seed)
-        content = mix_hash(examples, np.arange(rows.num_rows, dtype=np.uint64) % np.uint64(size))
         for f in self._spec.numeric:
             self.scales[f.name].add((arrays[f.name].astype(np.float64) - f.fill).reshape(-1, size))
         self.labels += exact_sums(arrays["label"].astype(np.float64).reshape(-1, size))
         table = self._table(arrays, plain)
-        for start in range(0, rows.num_rows, size):
-            of_group = Hash128(content.hi[start : start + size], content.lo[start : start + size])
-            self._file.add(table.slice(start, size), f"{hash_sum(of_group):032x}")
+        for i, content_sum in enumerate(content_sums(self._columns, table, size, self._etl.hash_seed)):
+            self._file.add(table.slice(i * size, size), content_sum)
 
     def _table(self, arrays: Mapping[str, np.ndarray], plain: Mapping[str, pa.Array]) -> pa.Table:
         """Returns row groups as they are stored."""
