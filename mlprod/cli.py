@@ -23,6 +23,7 @@ VERBS = {
     "predict": "raw rows to scores, one output row per input row",
     "check": "everything that can be wrong, before a device is paid for",
     "checkpoints": "list, show or verify what a run has saved",
+    "data": "list, show, verify or compare the versions of a dataset",
 }
 USAGE = "usage: mlprod VERB --config FILE [--config.field=value ...] [options]"
 
@@ -57,6 +58,18 @@ def _parser(verb: str) -> argparse.ArgumentParser:
     if verb == "checkpoints":
         parser.add_argument("action", choices=("ls", "show", "verify"), help="list the steps, show one, or read them again")
         parser.add_argument("--step", type=_whole, default=-1, help="one step (default of show: the newest; of verify: all)")
+    if verb == "data":
+        parser.add_argument(
+            "action", choices=("ls", "show", "verify", "diff"),
+            help="list the versions, show one, read them again, or tell what differs between two",
+        )  # fmt: skip
+        parser.add_argument("--version", type=_whole, default=0, help="one version (default: the newest; of verify: all)")
+        parser.add_argument("--split", default="train", choices=("train", "eval", "test"), help="whose first rows are shown")
+        parser.add_argument("--rows", type=_whole, default=5, help="of it that are shown, of its first row group (default: 5)")
+        parser.add_argument("--other", type=_whole, default=0, help="version that diff compares with (default: the one before)")
+        parser.add_argument(
+            "--with", dest="folder", default="", metavar="FOLDER", help="of another dataset, whose version that is"
+        )
     if verb == "check":
         parser.add_argument("--processes", type=_whole, default=0, help="the run will have (default: as many as here)")
     if verb == "evaluate":
@@ -96,6 +109,9 @@ def _run(verb: str, options: argparse.Namespace, overrides: Sequence[str]) -> No
     if verb == "train":
         _ensure_dataset(cfg, options.config, overrides)
         importlib.import_module("mlprod.train").main(cfg)
+        return
+    if verb == "data":  # no device is needed
+        importlib.import_module("mlprod.datasets").main(cfg, options)
         return
     importlib.import_module("mlprod.runtime").start(cfg.runtime)
     module = importlib.import_module(f"mlprod.{verb}")

@@ -40,6 +40,10 @@ class BuildError(MlprodError):
     """A build of a dataset failed while it ran: a full disk, a source that went away. What was finished is kept."""
 
 
+class DamageError(MlprodError):
+    """A dataset that was read again is not what was written."""
+
+
 class CheckpointError(MlprodError):
     """A save failed, or no saved step can be restored."""
 

@@ -40,6 +40,16 @@ def mix_array(x: np.ndarray) -> np.ndarray:
     return x
 
 
+def unmix_array(x: np.ndarray) -> np.ndarray:
+    """Returns the words that `mix_array` makes into `x` (any shape, uint64)."""
+    x = x ^ (x >> np.uint64(31)) ^ (x >> np.uint64(62))
+    x *= np.uint64(pow(_M2, -1, 1 << 64))
+    x ^= (x >> np.uint64(27)) ^ (x >> np.uint64(54))
+    x *= np.uint64(pow(_M1, -1, 1 << 64))
+    x ^= (x >> np.uint64(30)) ^ (x >> np.uint64(60))
+    return x
+
+
 def key(*words: int) -> int:
     """Returns one 64-bit key for a tuple of integers, such as (seed, epoch)."""
     h = 0

@@ -143,6 +143,10 @@ class Store:
         """Opens a file to be read once, as it lies: a pyarrow.NativeFile, whose reads are not tried again."""
         return self._again(lambda: self._fs.open_input_stream(f"{self._root}/{path}", compression=None))
 
+    def open(self, path: str) -> Any:
+        """Opens a file to be read in parts, here and there: a pyarrow.NativeFile, whose reads are not tried again."""
+        return self._again(lambda: self._fs.open_input_file(f"{self._root}/{path}"))
+
     def fetch(self, path: str, to: Path) -> None:
         """Copies one of these files to a new local file."""
 

@@ -22,7 +22,7 @@ ROWS = (
     ("store", "console", "etl", "data", "loss", "models", "metrics", "optim", "parallel"),
     ("digest", "state", "step"),
     ("plan", "checkpoint", "tracking", "runtime", "resume"),
-    ("evaluate", "predict", "check", "checkpoints"),
+    ("evaluate", "predict", "check", "checkpoints", "audit", "changes", "datasets"),
     ("train",),
     ("cli",),
 )

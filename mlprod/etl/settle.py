@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlprod.errors import DataError
-from mlprod.hashing import PAD_ID, PHI, Hash128, mix_array, mix_hash
+from mlprod.hashing import PAD_ID, PHI, Hash128, mix_array, mix_hash, unmix_array
 
 ROW, KEY, ORDER = ("_row_hi", "_row_lo"), ("_key_hi", "_key_lo"), ("_order_hi", "_order_lo")
 SPLIT, TIE, ROW_ID, LABEL, AT = "_split", "_tie", "_row_id", "_label", "_at"
@@ -117,6 +117,11 @@ def _row_ids(key_hi: np.ndarray, rank: np.ndarray) -> np.ndarray:
     """Returns uint64[B] row ids from key hashes and ranks among rows of equal key; never the pad's."""
     ids = mix_array(key_hi ^ mix_array(rank.astype(np.uint64) * np.uint64(PHI) + np.uint64(1)))
     return np.where(ids == np.uint64(PAD_ID), np.uint64(0), ids)
+
+
+def key_words(row_ids: np.ndarray) -> np.ndarray:
+    """Returns uint64[B]: the first half of the key hash that each row id was made of, of rows that are the first of their key."""
+    return np.bitwise_xor(unmix_array(row_ids), mix_array(np.ones(1, np.uint64)))
 
 
 def _check_splits(split: np.ndarray, key: Hash128, same_key: np.ndarray) -> None:

@@ -56,6 +56,19 @@ def held(dataset: Path) -> Iterator[None]:
         yield
 
 
+def holder(dataset: Path) -> str:
+    """Returns which process is building in a dataset's folder, such as "process 12"; "" where none is. Writes nothing."""
+    try:
+        with open(dataset / "work" / "lock") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return lock.read().strip() or "another process"
+    except FileNotFoundError:
+        pass
+    return ""
+
+
 def _unwritable(folder: Path, error: OSError) -> WorkdirError:
     return WorkdirError(f"config.dataset={str(folder)!r} cannot be written: {error.strerror}; give another folder")
 
