@@ -88,7 +88,7 @@ def ls(store: Store, dataset: str, console: Console) -> None:
     work = [] if is_remote(dataset) else list(_work(Path(dataset)))
     if not versions and not work:
         raise DataError(f"{store.location} has no dataset version: run `mlprod etl` with the same config first")
-    table = _table("version", "dataset_id", "published", "rows", "files", "MB", "storage", "mlprod", "format", "state")
+    table = _table("version", "dataset_id", "published", "rows", "files", "MB", "built as", "state")
     for version in versions:
         _row(table, str(version), *_listed(store, version))
     if versions:
@@ -98,29 +98,30 @@ def ls(store: Store, dataset: str, console: Console) -> None:
 
 
 def _listed(store: Store, version: int) -> list[str]:
+    """Returns the cells of a version, but for its number; those of one that cannot be read say so."""
     _, changed_ns = store.stamp(manifest.manifest_path(version))
     published = f"{dt.datetime.fromtimestamp(changed_ns / 1e9):%Y-%m-%d %H:%M}"
     try:
         found = manifest.read(store, version)
-        lacking = manifest.lacking(store, found)
-        mlprod = str(found.source["mlprod"])
-    except (DataError, KeyError, AttributeError) as error:
-        other = _format(store, version)
-        state = "not readable by this mlprod" if other.isdecimal() and int(other) != FORMAT else "damaged: not a manifest"
-        return ["", published, "", "", "", "", "", other, state if isinstance(error, DataError) else "damaged: not a manifest"]
-    shards = [shard for split in found.splits.values() for shard in split]
-    rows = " / ".join(f"{found.num_rows(split):,}" for split in SPLITS)
-    state = f"{len(lacking)} file(s) gone or cut" if lacking else "whole"
+        lacking, by = manifest.lacking(store, found), found.source["mlprod"]
+        shards = [shard for split in found.splits.values() for shard in split]
+        rows = " / ".join(f"{found.num_rows(split):,}" for split in SPLITS)
+    except (DataError, KeyError, TypeError, AttributeError):
+        other = _other_format(store, version)
+        return ["", published, "", "", "", f"format {other}" if other else "", "not read by this mlprod" if other else "damaged"]
     megabytes = f"{sum(shard.bytes for shard in shards) / 1e6:,.1f}"
-    return [found.dataset_id[:12], published, rows, str(len(shards)), megabytes, found.storage, mlprod, str(found.format), state]
+    built = f"{found.storage}, mlprod {by}, format {found.format}"
+    state = f"{len(lacking)} file(s) gone or cut" if lacking else "whole"
+    return [found.dataset_id[:12], published, rows, str(len(shards)), megabytes, built, state]
 
 
-def _format(store: Store, version: int) -> str:
-    """Returns the format that a manifest of another one says it has; "" where it says none."""
+def _other_format(store: Store, version: int) -> int:
+    """Returns the format of a manifest of another one than this program's; 0 where it is not such a manifest."""
     try:
-        return str(int(json.loads(store.read(manifest.manifest_path(version)))["format"]))
+        found = json.loads(store.read(manifest.manifest_path(version)))["format"]
     except (ValueError, KeyError, TypeError):
-        return ""
+        return 0
+    return found if isinstance(found, int) and found != FORMAT else 0
 
 
 def _work(dataset: Path) -> Iterator[str]:
@@ -269,7 +270,7 @@ def verify(store: Store, cfg: Config, version: int, console: Console) -> None:
         except DataError as error:
             if version or not versions:
                 raise
-            if _format(store, number) not in ("", str(FORMAT)):
+            if _other_format(store, number):
                 _line(console, f"version {number}: not verified: {error}")
                 continue
             lines = [str(error)]

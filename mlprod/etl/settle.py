@@ -121,7 +121,9 @@ def _row_ids(key_hi: np.ndarray, rank: np.ndarray) -> np.ndarray:
 
 def key_words(row_ids: np.ndarray) -> np.ndarray:
     """Returns uint64[B]: the first half of the key hash that each row id was made of, of rows that are the first of their key."""
-    return np.bitwise_xor(unmix_array(row_ids), mix_array(np.ones(1, np.uint64)))
+    first = mix_array(np.ones(1, np.uint64))  # of rank 0
+    words: np.ndarray = unmix_array(row_ids) ^ first
+    return words
 
 
 def _check_splits(split: np.ndarray, key: Hash128, same_key: np.ndarray) -> None:
