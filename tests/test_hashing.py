@@ -22,6 +22,7 @@ from mlprod.hashing import (
     mix,
     mix_array,
     mix_hash,
+    unmix_array,
 )  # fmt: skip
 
 WORDS = st.integers(0, MASK)
@@ -70,6 +71,12 @@ def test_golden_words():
 @given(st.lists(WORDS, max_size=20))
 def test_arrays_are_mixed_as_integers_are(words):
     assert mix_array(np.array(words, np.uint64)).tolist() == [mix(w) for w in words]
+
+
+@settings(deadline=None)
+@given(st.lists(WORDS, max_size=20))
+def test_mixing_is_undone(words):
+    assert unmix_array(mix_array(np.array(words, np.uint64))).tolist() == words
 
 
 def test_mix_is_a_bijection_with_full_avalanche():

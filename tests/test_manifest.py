@@ -40,6 +40,17 @@ def test_written_and_read_it_is_the_same(published, tmp_path):
     assert read(store(tmp_path), published.version) == published
 
 
+def test_a_manifest_holds_a_checksum_of_itself(published, tmp_path):
+    """Over its JSON data, whatever their order; a file that has none, of an earlier program, is read as well."""
+    manifest.write(tmp_path, published)
+    body = json.loads((tmp_path / manifest.manifest_path(published.version)).read_text())
+    assert body["sha256"] == manifest.checksum(body) == manifest.checksum(dict(reversed(body.items())))
+    assert body["sha256"] != manifest.checksum(body | {"group_rows": 1})
+    del body["sha256"]
+    (tmp_path / manifest.manifest_path(published.version)).write_text(json.dumps(body))
+    assert read(store(tmp_path)) == published
+
+
 def test_the_newest_version_is_read(published, tmp_path):
     for number in (1, 2, 10):
         manifest.write(tmp_path, dataclasses.replace(published, version=number))
