@@ -204,11 +204,11 @@ def _column_table(columns: Sequence[Mapping[str, Any]], *, ends: bool) -> Table:
     for c in columns:
         values = (c["low"], middle(c), c["high"]) if ends else (middle(c),)
         drift = "" if c["psi"] is None else f"{c['psi']:.2f}"
-        figures = (
-            share(c["null_share"]),
-            f"{c['distinct']:,}",
-            *(number(value, 4)[:10] for value in values),
-            drift,
-        )  # of a time, the day
+        figures = (share(c["null_share"]), f"{c['distinct']:,}", *map(_brief, values), drift)
         table.add_row(*(Text(cell) for cell in (visible(c["name"], 60), c["type"], becomes(c), *figures)))
     return table
+
+
+def _brief(value: Any) -> str:
+    """Returns a number to four digits; of a time, the day."""
+    return value[:10] if isinstance(value, str) else number(value, 4)

@@ -1,311 +1,308 @@
-"""The data report: its figures by plain programs, each warning seen and not seen, and what may not be in it."""
+"""The data report of whole builds: as JSON, in the terminal, and as a page."""
 
 import json
-import math
-from collections import Counter
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+from rich.console import Console
 
 from mlprod.config import ByColumn, ByHash, Column, Config, categorical, numeric
-from mlprod.etl import page, profile, report
-from mlprod.etl.run import build
-from mlprod.etl.settle import LABEL
-from mlprod.features import Feature, FeatureSpec
+from mlprod.etl import page, report
+from mlprod.etl.run import build, main
+from mlprod.etl.stored import Stored
 from mlprod.manifest import SPLITS
-from tests.plain import ID, small_config, table_text
+from tests.plain import small_config, table_text
+from tests.rows import number
 
-CANARY = "canary-7f3a"
+PART = Column(name="part", type="string", role="input")
+SPLIT = ByColumn(column="part", eval=("eval",), test=("test",))
 
 
-def report_of(cfg: Config) -> dict:
-    """The report of a build, as it lies beside it."""
+def built(cfg: Config) -> tuple[dict, str]:
+    """Builds; returns the report and its page."""
     published, _ = build(cfg)
-    return json.loads((Path(cfg.dataset) / published.report).read_text())
+    path = Path(cfg.dataset) / published.report
+    return json.loads(path.read_text()), path.with_suffix(".html").read_text()
 
 
-def column(body: dict, name: str) -> dict:
-    return next(c for c in body["columns"] if c["name"] == name)
+# ---- what is told ------------------------------------------------------------------------------------------------------
 
 
-# ---- figures -----------------------------------------------------------------------------------------------------------
-
-ROWS = 400
-WHERE = Column(name="where", type="string", role="input")
-SPLIT = ByColumn(column="where", eval=("eval",), test=("test",))
-
-
-def rows_of(seed: int) -> list[dict]:
-    """Rows of every type with missing values; which split they are in is one of their values."""
-    chance = np.random.default_rng(seed)
-    rows = []
-    for i in range(ROWS):
-        where = "train" if i < 250 else "eval" if i < 350 else "test"
-        rows.append({
-            "id": i, "where": where, "x": None if i % 9 == 0 else round(float(chance.normal()), 3),
-            "n": None if i % 11 == 0 else int(chance.integers(0, 1000)), "c": None if i % 7 == 0 else f"c{chance.integers(0, 5)}",
-            "flag": bool(chance.integers(0, 2)), "t": f"2024-01-{i % 28 + 1:02d} 10:00:00", "y": int(chance.integers(0, 2)),
-        })  # fmt: skip
-    return rows
-
-
-COLUMNS = (
-    ID, WHERE, numeric("x"), numeric("n", type="int64"), categorical("c"), categorical("flag", type="bool"),
-    Column(name="t", type="timestamp", role="time"),
-)  # fmt: skip
-
-
-def config_of(folder: Path, rows: list[dict], columns: tuple[Column, ...] = COLUMNS, **etl) -> Config:
-    text = table_text(",".join(rows[0]), *(tuple(row.values()) for row in rows))
-    return small_config(folder, text, columns, **{"split": SPLIT, **etl})
-
-
-@pytest.fixture(scope="module")
-def body(tmp_path_factory) -> dict:
-    return report_of(config_of(tmp_path_factory.mktemp("report"), rows_of(0)))
-
-
-def test_figures_are_those_of_a_plain_program(body):
-    """Counts, ends, medians, distinct and frequent values, split by split."""
-    rows = rows_of(0)
-    of = {split: [row for row in rows if row["where"] == split] for split in SPLITS}
-    assert (
-        {split: s["rows"] for split, s in body["splits"].items()} == {split: len(of[split]) for split in SPLITS} == body["sample"]
+def test_what_is_told_of_the_smoke_rows(dataset, published):
+    """Rows, splits and columns agree with the manifest; the page is that of the report, byte for byte."""
+    text = (dataset / published.report).read_text()
+    body = json.loads(text)
+    assert {name: (s["rows"], s["files"]) for name, s in body["splits"].items()} == {
+        name: (sum(sum(shard.groups) for shard in shards), len(shards)) for name, shards in published.splits.items()
+    }
+    assert body["sample"] == {name: s["rows"] for name, s in body["splits"].items()}
+    assert body["rows"]["kept"] == sum(body["sample"].values())
+    assert sum(c["nulls"] for c in body["columns"] if c["name"] == "x") == sum(
+        n for c in body["columns"] if c["name"] == "x" for n in c["missing_seen"].values()
     )
-    for name in ("id", "x", "n", "c", "flag", "t"):
-        found, values = column(body, name), {s: [r[name] for r in of[s] if r[name] is not None] for s in SPLITS}
-        assert found["nulls"] == sum(row[name] is None for row in rows)
-        assert found["missing_seen"] == {s: len(of[s]) - len(values[s]) for s in SPLITS}
-        assert found["distinct"] == len(set(values["train"]))
-        if name in ("c", "flag"):
-            counts = {s: Counter(str(v).lower() if name == "flag" else v for v in values[s]) for s in SPLITS}
-            most = sorted(counts["train"], key=lambda v: (-counts["train"][v], v))
-            assert found["frequent"] == [{"value": v, **{s: counts[s][v] for s in SPLITS}} for v in most]
-            continue
-        ordered = sorted(values["train"])
-        everything = sorted(v for s in SPLITS for v in values[s])
-        assert (found["low"], found["median"], found["high"]) == (everything[0], ordered[(len(ordered) - 1) // 2], everything[-1])
-        if name != "t":
-            edges = found["histogram"]["edges"]
-            for s in SPLITS:
-                assert found["histogram"][s] == np.histogram(values[s], edges)[0].tolist()
+    assert body["warnings"] == []
+    assert (dataset / published.report).with_suffix(".html").read_text() == page.render(body)
 
 
-def test_a_report_does_not_depend_on_how_rows_are_read(body, tmp_path):
-    """But for its seconds; neither does the page."""
-    wanted = {**body, "seconds": 0, "dataset": "d", "dataset_id": ""}
-    for i, (chunk_rows, workers) in enumerate(((7, 1), (10_000, 4))):
-        cfg = config_of(tmp_path / str(i), rows_of(0), chunk_rows=chunk_rows, workers=workers)
-        found = {**report_of(cfg), "seconds": 0, "dataset": "d", "dataset_id": ""}
-        assert found == wanted
-        assert page.render(found) == page.render(wanted)
+def test_neither_chunks_nor_workers_count(tmp_path):
+    """The same report and page, but for the seconds."""
+    text = table_text("id,x,word,y", *((i, f"{number(i):.3f}" if i % 5 else None, "ab"[i % 2], i % 3 // 2) for i in range(40)))
+    columns = (numeric("id", type="int64"), numeric("x"), categorical("word"))
+    found = []
+    for chunk_rows, workers, key in ((1, 2, ()), (7, 1, ()), (1000, 3, ())):
+        cfg = small_config(tmp_path, text, columns, chunk_rows=chunk_rows, workers=workers, key=key)
+        body, _ = built(cfg)
+        assert body.pop("seconds") > 0
+        found.append((json.dumps(body), page.render(body | {"seconds": 0.0})))
+        shutil.rmtree(cfg.dataset)
+    assert found[0] == found[1] == found[2]
 
 
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=1, max_size=40))
-def test_auc_is_that_of_scikit_learn(pairs):
-    scores, positive = np.array([s for s, _ in pairs], np.float64), np.array([p for _, p in pairs])
-    found = profile.auc(scores, positive)
-    if positive.all() or not positive.any():
-        assert found is None
-    else:
-        assert found == pytest.approx(roc_auc_score(positive, scores), abs=1e-12)
+def test_only_the_first_rows_are_looked_at(tmp_path, monkeypatch):
+    """A bounded sample; rows, missing values, ends and medians of features are of all rows all the same."""
+    monkeypatch.setattr("mlprod.etl.stored.SAMPLE_ROWS", 16)
+    text = table_text("x,y", *((i * 0.5, i % 2) for i in range(400)))
+    body, html = built(small_config(tmp_path, text, (numeric("x"),)))
+    assert body["sample"] == dict.fromkeys(SPLITS, 16)
+    (x,) = body["columns"]
+    assert (x["low"], x["high"], x["nulls"]) == (0.0, 199.5, 0)
+    assert sum(x["missing_seen"].values()) == 0
+    assert x["distinct"] == 16
+    assert x["fill"] != x["median"]
+    assert '<td class="n">16</td></tr>' in html
 
 
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.integers(-5, 5), min_size=1, max_size=30), st.lists(st.integers(-5, 5), min_size=1, max_size=30))
-def test_ks_is_the_largest_distance_of_the_distribution_functions(a, b):
-    wanted = max(abs(sum(v <= x for v in a) / len(a) - sum(v <= x for v in b) / len(b)) for x in {*a, *b})
-    assert profile.ks(np.sort(np.array(a, float)), np.sort(np.array(b, float))) == pytest.approx(wanted, abs=1e-12)
-
-
-def test_psi_is_its_formula_and_grows_with_the_distance():
-    train, held_out = np.array([10, 20, 70]), np.array([20, 20, 10])
-    e, a = [(n + 0.5) / 101.5 for n in train], [(n + 0.5) / 51.5 for n in held_out]
-    assert profile.psi(train, held_out) == pytest.approx(sum((p - q) * math.log(p / q) for p, q in zip(a, e, strict=True)))
-    assert profile.psi(train, train) == 0.0
-    assert profile.psi(train, held_out) > profile.psi(train, np.array([12, 20, 68]))
-
-
-@settings(deadline=None, max_examples=100)
-@given(st.data(), st.booleans())
-def test_a_histogram_has_ascending_edges_and_holds_most(data, whole):
-    kinds = (
-        st.integers(-(1 << 63), (1 << 63) - 1) | st.integers(-9, 9) if whole else st.floats(-1e300, 1e300) | st.integers(-9, 9)
-    )
-    ordered = np.sort(np.array(data.draw(st.lists(kinds, min_size=1, max_size=50)), np.float64))
-    edges = profile.bin_edges(ordered, whole=whole)
-    assert len(edges) <= profile.BINS + 1
-    assert (np.diff(edges) > 0).all()
-    if len(edges):
-        inside = np.histogram(ordered, edges)[0].sum()
-        assert inside >= len(ordered) * (1 - 2 * profile.TAIL) - 2
-    else:
-        assert ordered[0] == ordered[-1]
+def test_the_first_rows_may_lie_in_several_pieces(tmp_path):
+    """So many in all, not of each piece, and nothing is read of a piece without one."""
+    counts = {"000.arrow": [3, 1, 0], "001.arrow": [0, 9, 0], "002.arrow": [4, 0, 0], "003.arrow": [5, 0, 0]}
+    found = Stored(tmp_path, {}, {}, counts).first(0, ["x"], 5)
+    assert [read.args[2:] for read in found] == [("000.arrow", 0, 3), ("002.arrow", 0, 2)]
 
 
 # ---- warnings ----------------------------------------------------------------------------------------------------------
 
-
-def warned(rows: list[dict], folder: Path, columns: tuple[Column, ...]) -> list[str]:
-    return report_of(config_of(folder, rows, columns))["warnings"]
-
-
-def with_values(**made) -> list[dict]:
-    """Rows with columns whose values are functions of (row number, row, a generator)."""
-    chance = np.random.default_rng(1)
-    return [{**row, **{name: of(i, row, chance) for name, of in made.items()}} for i, row in enumerate(rows_of(3))]
-
-
-@pytest.mark.parametrize(
-    "make, kept, told",
-    [
-        (numeric("z"), lambda i, r, c: r["y"] * 2 + 1, "alone predicts the label: AUC 1.0000 on 100 eval rows"),
-        (numeric("z"), lambda i, r, c: -r["y"], "alone predicts the label: AUC 0.0000"),
-        (categorical("z"), lambda i, r, c: "yes" if r["y"] else "no", "alone predicts the label"),
-        (numeric("z", type="int64"), lambda i, r, c: i * 7919, "looks like a key: 250 different values in 250 training rows"),
-        (categorical("z"), lambda i, r, c: f"user{i}", "looks like a key"),
-        (numeric("z"), lambda i, r, c: 5, "has one value in all training rows"),
-        (categorical("z"), lambda i, r, c: "same", "has one value in all training rows"),
-        (numeric("z"), lambda i, r, c: float(c.normal()) + 3 * (r["where"] == "eval"), "differs between train and eval: PSI"),
-        (numeric("z"), lambda i, r, c: None if r["where"] == "eval" else i % 9, "is missing in 100% of the eval rows and in 0%"),
-    ],
-)  # fmt: skip
-def test_what_is_to_be_mistrusted_is_told(make, kept, told, tmp_path):
-    """With the column, the figure and the way out; nothing is said of the good column beside it."""
-    found = warned(with_values(z=kept), tmp_path, (ID, WHERE, numeric("x"), make))
-    assert any(line.startswith("column 'z'") and told in line for line in found), found
-    assert not any("'x'" in line for line in found), found
+PARTS = {"train": 700, "eval": 300, "test": 200}
+PLAIN = {  # columns that no warning is about
+    "fine": lambda i, y, part: number(i, 1),
+    "word": lambda i, y, part: "abcdefg"[int(number(i, 2) * 7)],
+    "few": lambda i, y, part: int(number(i, 3) * 300),
+    "some": lambda i, y, part: number(i, 4) if number(i, 5) < 0.45 else None,
+    "hint": lambda i, y, part: y + 2 * number(i, 6),
+}
+ODD = {  # column -> (value, what is said of it)
+    "tells": (lambda i, y, part: y + 0.5 * number(i, 7), "alone predicts the label: AUC 1.0000"),
+    "against": (lambda i, y, part: 0.5 * number(i, 8) - y, "alone predicts the label: AUC 0.0000"),
+    "word_tells": (lambda i, y, part: "pqrs"[int(number(i, 9) * 2) + 2 * y], "alone predicts the label: AUC 1.0000"),
+    "key": (lambda i, y, part: int(number(i, 14) * 1e12), "looks like a key: 700 different values in 700 training rows"),
+    "word_key": (lambda i, y, part: f"k{i}", "looks like a key: 700 different values in 700 training rows"),
+    "constant": (lambda i, y, part: 3.5, "has one value in all training rows"),
+    "word_constant": (lambda i, y, part: "only", "has one value in all training rows"),
+    "torn": (
+        lambda i, y, part: number(i, 10) if (number(i, 11) < 0.3) == (part == "test") else None,
+        "is missing in 69% of the test rows and in 28% of the train rows",
+    ),
+    "shifted": (lambda i, y, part: number(i, 12) + 0.5 * (part == "eval"), "differs between train and eval: PSI"),
+    "word_shifted": (
+        lambda i, y, part: "uvw"[min(int(number(i, 13) * (2 + (part == "eval"))), 2)], "differs between train and eval: PSI",
+    ),
+}  # fmt: skip
 
 
-def test_good_columns_are_not_warned_about(body):
-    """Of any type, with missing values, and in splits of unequal size: chance is no warning."""
-    assert body["warnings"] == []
+def odd_text(label) -> str:
+    """Returns a CSV with all columns above; `label(i, part)`."""
+    at, lines = 0, []
+    for part, rows in PARTS.items():
+        for i in range(at, at + rows):
+            y = label(i, part)
+            makers = [*PLAIN.values(), *(make for make, _ in ODD.values())]
+            lines.append((*(make(i, y, part) for make in makers), part, y))
+        at += rows
+    return table_text(",".join([*PLAIN, *ODD, "part", "y"]), *lines)
 
 
-def test_splits_that_cannot_be_measured_are_told(tmp_path):
-    rows = [{**row, "y": 1 if row["where"] == "eval" else row["y"]} for row in rows_of(0) if row["where"] != "test"]
-    found = warned(rows, tmp_path, COLUMNS)
-    assert any(line.startswith("all 100 rows of the eval split have label 1") for line in found), found
-    assert any(line.startswith("the test split has no rows") for line in found), found
+def odd_columns() -> tuple[Column, ...]:
+    kinds = {"few": "int64", "key": "int64"}
+    return tuple(
+        categorical(name) if name.startswith("word") else numeric(name, type=kinds.get(name, "float64"))
+        for name in [*PLAIN, *ODD]
+    ) + (PART,)
 
 
-def test_a_share_of_missing_values_that_few_rows_give_by_chance_is_no_warning():
-    """Nothing is told of ten rows; the same shares of a thousand are."""
-    spec = FeatureSpec(features=(Feature(name="z", kind="numeric", fill=0.5),))
-    for rows, warns in ((10, False), (1000, True)):
-        tables = {
-            split: pa.table({"z": [None if i < share * rows else 0.5 + i for i in range(rows)], LABEL: [0.0, 1.0] * (rows // 2)})
-            for split, share in (("train", 0.6), ("eval", 0.4))
-        }
-        seen = profile.profiles(tables, (numeric("z"),), spec)
-        splits = {s: {"rows": rows, "positive_share": 0.5} for s in SPLITS}
-        assert any("is missing in 60%" in line for line in report.warnings_of((numeric("z"),), spec, seen, splits)) == warns
+def test_every_warning_and_no_other(tmp_path, capsys):
+    """One line each with the way out, in JSON, on the page and in the terminal; nothing of the columns that are fine."""
+    cfg = small_config(tmp_path, odd_text(lambda i, part: int(number(i, 0) < 0.4)), odd_columns(), split=SPLIT)
+    body, html = built(cfg)
+    expected = {name: said for name, (_, said) in ODD.items()}
+    told = {line.split("'")[1]: line for line in body["warnings"]}
+    assert len(told) == len(body["warnings"]), body["warnings"]
+    assert told.keys() == expected.keys()
+    for name, said in expected.items():
+        assert said in told[name]
+        assert "leave it out" in told[name]
+        assert "\n" not in told[name]
+    main(cfg)
+    shown = capsys.readouterr().out
+    assert [line.removeprefix("warning: ") for line in shown.splitlines() if line.startswith("warning: ")] == body["warnings"]
+    assert shown.splitlines()[-1] == f"the whole report: {cfg.dataset}/reports/000001.html"
+    assert html.count("<li>") == len(ODD)
 
 
-# ---- what it shows -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("seen, said", [
+    (lambda part, y: 1 if part == "eval" else y, ["all 40 rows of the eval split have label 1"]),
+    (lambda part, y: y * (part == "train"), ["all 40 rows of the eval split", "all 40 rows of the test split have label 0"]),
+    (lambda part, y: y, []),
+])  # fmt: skip
+def test_a_split_with_one_class(seen, said, tmp_path):
+    parts = ["train"] * 80 + ["eval"] * 40 + ["test"] * 40
+    text = table_text("x,part,y", *((number(i), part, seen(part, i % 2)) for i, part in enumerate(parts)))
+    body, _ = built(small_config(tmp_path, text, (numeric("x"), PART), split=SPLIT))
+    assert [line[: len(start)] for line, start in zip(body["warnings"], said, strict=True)] == said
 
 
-class Texts(HTMLParser):
-    """The elements and the text of a page."""
+def test_a_split_without_rows(tmp_path):
+    """There is nothing to compare train with; the page and the terminal say so by their gaps."""
+    text = table_text("x,word,y", *((number(i), "ab"[i % 3 // 2], i % 2) for i in range(60)))
+    body, html = built(small_config(tmp_path, text, (numeric("x"), categorical("word")), split=ByHash(eval=0.0, test=0.0)))
+    assert [line[:14] for line in body["warnings"]] == ["the eval split", "the test split"]
+    assert [(c["psi"], c["ks"], c["auc"]) for c in body["columns"]] == [(None, None, None)] * 2
+    assert "in eval" not in html
+    report.show(body)
+
+
+# ---- what must not be seen ---------------------------------------------------------------------------------------------
+
+
+def test_sensitive_columns_are_counted_and_nothing_else(tmp_path, capsys):
+    """Their values stand in no file but the rows themselves and, of a categorical, its fitted vocabulary; nor in the terminal."""
+    rows = ((i, 8675309 + i % 3, f"canary{i % 4}", 86753.09 + i, f"canary-{i % 5}" if i % 2 else None, i % 2) for i in range(120))
+    hidden = {"sensitive": True}
+    columns = (
+        numeric("id", type="int64"), Column(name="number", type="int64", role="group", **hidden),
+        categorical("word", **hidden), numeric("amount", **hidden), Column(name="text", type="string", role="input", **hidden),
+    )  # fmt: skip
+    cfg = small_config(tmp_path, table_text("id,number,word,amount,text,y", *rows), columns)
+    main(cfg)
+    found = [capsys.readouterr().out.encode()]
+    found += [
+        path.read_bytes()
+        for path in Path(cfg.dataset).rglob("*")
+        if path.is_file() and path.suffix != ".parquet" and path.parent.name != "features"
+    ]
+    assert len(found) >= 4  # the terminal, the report, its page, the manifest
+    assert not [text for text in found if b"canary" in text or b"86753" in text]
+    body = json.loads(Path(cfg.dataset, "reports/000001.json").read_text())
+    for c in body["columns"][1:]:
+        shown = {name: c[name] for name in ("low", "high", "fill", "median", "histogram", "frequent", "psi", "ks", "auc")}
+        assert set(shown.values()) == {None}
+    assert [(c["nulls"], c["distinct"]) for c in body["columns"][1:3]] == [(0, 3), (0, 4)]
+
+
+class Tags(HTMLParser):
+    """What a browser makes of a page: its tags, their attributes, its text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.tags, self.text, self.attributes = Counter[str](), "", list[tuple[str, str | None]]()
+        self.tags, self.attributes, self.text = set[str](), set[str](), ""
         self.feed(html)
+        self.close()
 
     def handle_starttag(self, tag, attrs):
-        self.tags[tag] += 1
-        self.attributes += attrs
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
 
     def handle_data(self, data):
         self.text += data
 
 
-def test_values_of_sensitive_columns_are_nowhere(tmp_path, capsys):
-    """Neither in the JSON, nor on the page, nor in the terminal: of a text, a number and a time. Their counts are."""
-    rows = with_values(
-        s=lambda i, r, c: f"{CANARY}{i % 3}", v=lambda i, r, c: 7777123 + i, w=lambda i, r, c: f"1987-06-0{i % 9 + 1}"
-    )
-    hidden = (
-        categorical("s", sensitive=True), numeric("v", type="int64", sensitive=True),
-        Column(name="w", type="timestamp", role="time", sensitive=True),
-    )  # fmt: skip
-    cfg = config_of(tmp_path, rows, (ID, WHERE, numeric("x"), *hidden))
-    body = report_of(cfg)
-    report.show(body)
-    folder = Path(cfg.dataset) / "reports"
-    told = {path.name: path.read_text() for path in folder.iterdir()} | {"terminal": capsys.readouterr().out}
-    assert len(told) == 3
-    for name, text in told.items():
-        for value in (CANARY, "77771", "77772", "77775", "1987"):
-            assert value not in text, name
-    assert [column(body, name)["distinct"] for name in ("s", "v", "w")] == [3, 250, 9]
-    assert "sensitive: counts alone" in told["000001.html"]
-
-
-HOSTILE = '<script>alert("x")</script>'
+HOSTILE = "<script>alert('x')</script>\x1b]0;owned\x07 & \"q\" {{ 7 * 7 }} [red]"
+LONG = "långt_namn_" * 30
 
 
 def test_hostile_names_and_values_are_text(tmp_path, capsys):
-    """HTML, control characters, the terminal's own markup and very long ones: seen as what they are."""
-    name, value = HOSTILE.replace("/", "|"), f"[bold red]{HOSTILE}\x1b[2J'; " + "ab" * 5000
-    rows = [{"id": i, "x": i, name: value if i % 3 else "plain", "long" * 60: i % 5, "y": i % 2} for i in range(200)]
-    path = tmp_path / "rows.csv"
-    quoted = [[f'"{str(v).replace(chr(34), chr(34) * 2)}"' for v in row] for row in (rows[0].keys(), *(r.values() for r in rows))]
-    path.write_text("\n".join(",".join(line) for line in quoted) + "\n")
-    columns = (ID, numeric("x"), categorical(name), numeric("long" * 60))
-    cfg = small_config(tmp_path, None, columns, split=ByHash(eval=0.3, test=0.1))
-    body = report_of(cfg)
-    html = page.render(body)
-    seen = Texts(html)
-    assert seen.tags["script"] == 0
-    assert name in seen.text
+    """HTML, control characters, template and markup syntax, very long ones: in a column's name, a value, the dataset's path."""
+    value = f"<img src=x onerror=alert(1)>{HOSTILE}".replace('"', "'")
+    lines = (f'{i % 7},"{value if i % 2 else "plain"}",{number(i)},{i % 3 // 2}' for i in range(90))
+    quoted = HOSTILE.replace('"', '""')
+    text = "\n".join([f'"{quoted}",word,{LONG},y', *lines]) + "\n"
+    cfg = small_config(tmp_path / "a<b>&'c", text, (numeric(HOSTILE, type="int64"), categorical("word"), numeric(LONG)))
+    harmless_text = table_text("n,word,x,y", *((i % 7, "ab"[i % 2], number(i), i % 3 // 2) for i in range(90)))
+    plain = small_config(tmp_path / "plain", harmless_text, (numeric("n", type="int64"), categorical("word"), numeric("x")))
+    body, html = built(cfg)
+    seen, harmless = Tags(html), Tags(built(plain)[1])
+    assert seen.tags == harmless.tags
+    assert seen.attributes == harmless.attributes
+    assert report.visible(HOSTILE) in seen.text
+    assert report.visible(value) in seen.text
+    assert LONG in seen.text
     assert "\x1b" not in html
-    assert not any(key.startswith("on") or (value or "").startswith("javascript") for key, value in seen.attributes)
-    assert not any(key in ("src", "href") for key, _ in seen.attributes)  # nothing from elsewhere
+    assert "\x07" not in html
     report.show(body)
-    told = capsys.readouterr().out
-    assert "\x1b[2J" not in told
-    assert max(map(len, column(body, name)["frequent"][0]["value"].splitlines())) <= profile.LONGEST
+    shown = capsys.readouterr().out
+    assert "\x1b]" not in shown
+    assert "\x07" not in shown
+    assert max(map(len, shown.splitlines()[3:])) < 400
 
 
-def test_the_page_shows_each_column_once_with_its_picture(body):
-    seen = Texts(page.render(body))
-    assert seen.tags["section"] == len(body["columns"]) == len(COLUMNS)
-    assert seen.tags["svg"] == sum(c["histogram"] is not None for c in body["columns"]) == 4
-    assert "No warnings" in seen.text
-    assert f"{ROWS} rows read" in seen.text
+def test_the_page_needs_nothing_from_elsewhere(dataset, published):
+    """No script, style sheet, font or picture that a browser would fetch, and it may fetch none."""
+    seen = Tags((dataset / published.report).with_suffix(".html").read_text())
+    assert not seen.tags & {"script", "link", "img", "iframe", "object", "use", "image"}
+    assert not seen.attributes & {"src", "href", "xlink:href", "data", "action"}
 
 
-def test_the_terminal_tells_columns_warnings_and_the_page(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    cfg = config_of(tmp_path, with_values(z=lambda i, r, c: 5), (ID, WHERE, numeric("x"), numeric("z")))
-    from mlprod.etl import run
-
-    run.main(cfg)
-    told = capsys.readouterr().out
-    assert "400 rows read" in told
-    assert "warning: column 'z' has one value" in told
-    assert f"the whole report: {cfg.dataset}/reports/000001.html" in told
-    assert all(len(line) <= 100 for line in told.splitlines() if not line.startswith(("warning", "the whole", str(cfg.dataset))))
+# ---- in the terminal ---------------------------------------------------------------------------------------------------
 
 
-def test_a_report_of_before_is_still_shown(body, capsys):
-    """One that an older version wrote, without what has come since."""
-    old = {k: v for k, v in body.items() if k not in ("warnings", "sample", "label")}
-    report.show(old)
-    assert "rows read" in capsys.readouterr().out
+@pytest.mark.parametrize("width", [40, 60, 100, 200])
+def test_the_tables_fit_the_terminal(width, dataset, published, monkeypatch, capsys):
+    """The ends of columns give way first, then names wrap; no figure is cut."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    body = json.loads((dataset / published.report).read_text())
+    report.show(body)
+    lines = capsys.readouterr().out.splitlines()
+    assert "median" in "".join(lines)
+    assert ("max" in "".join(lines)) == (width >= 100)
+    if width >= 60:
+        assert max(len(line) for line in lines[2:]) <= width
+        assert "…" not in "".join(lines)
 
 
-def test_two_rows_and_no_eval_split_have_a_report(tmp_path):
-    """Nothing is divided by nothing."""
-    body = report_of(small_config(tmp_path, table_text("id,x,y", (0, 1, 0), (1, None, 1)), split=ByHash(eval=0.0, test=0.0)))
-    assert body["sample"] == {"train": 2}
-    assert Texts(page.render(body)).tags["section"] == 2
+def test_no_figure_is_cut(dataset, published, monkeypatch, capsys):
+    """Not even the exponent of a long one."""
+    monkeypatch.setenv("COLUMNS", "120")
+    body = json.loads((dataset / published.report).read_text())
+    body["columns"][0] |= {"low": -1.234e-100, "high": "2024-01-02 03:04:05"}
+    report.show(body)
+    shown = capsys.readouterr().out
+    assert " -1.234e-100 " in shown
+    assert " 2024-01-02 " in shown
+
+
+def test_the_report_of_an_older_version_is_shown(dataset, published, capsys):
+    """It has neither warnings nor figures of columns."""
+    body = json.loads((dataset / published.report).read_text())
+    del body["warnings"], body["sample"]
+    report.show(body)
+    assert "psi" not in capsys.readouterr().out.lower()
+
+
+@pytest.mark.parametrize("value, text", [
+    (None, ""), (0, "0"), (-0.0, "0"), (1554.0, "1554"), (0.1 + 0.2, "0.3"), (1e300, "1e+300"), (10**18, "1e+18"),
+    (1e-9, "1e-09"),
+])  # fmt: skip
+def test_numbers(value, text):
+    assert report.number(value) == text
+
+
+@pytest.mark.parametrize("part, text", [(0, "0.0%"), (1, "100.0%"), (0.00001, "0.1%"), (0.99999, "99.9%"), (0.125, "12.5%")])
+def test_shares(part, text):
+    """A share that is neither nothing nor all does not look it."""
+    assert report.share(part) == text
+
+
+def test_a_console_without_colours_has_none(dataset, published, capsys):
+    assert Console().is_terminal is False
+    report.show(json.loads((dataset / published.report).read_text()))
+    assert "\x1b" not in capsys.readouterr().out
