@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from mlprod.compare import differences
+from mlprod.compare import completed, differences
+from mlprod.config import DATA, EtlConfig
 from mlprod.errors import DataError
 from mlprod.features import Feature, FeatureSpec
 from mlprod.manifest import SPLITS, Manifest
@@ -34,14 +35,18 @@ def sensitive(*versions: Manifest) -> set[str]:
     return stored | {c["name"] for version in versions for c in version.config["columns"] if c["sensitive"]}
 
 
-def config_changes(old: Manifest, new: Manifest) -> dict[str, tuple[str, str]]:
-    """Returns {dotted path: (old, new)} of the configs' differences, as text."""
+def config_changes(old: Manifest, new: Manifest, now: EtlConfig) -> dict[str, tuple[str, str]]:
+    """Returns {dotted path: (old, new)} of the configs' differences, as text.
+
+    Args:
+        now: the config at hand, by which fields are known that mlprod had not when a version was built.
+    """
     hidden = [*_hidden(old), *_hidden(new)]
 
     def told(path: str, value: Any) -> str:
         return HIDDEN if value is not None and path.startswith(tuple(hidden)) else repr(value)
 
-    changed = differences(old.config, new.config)
+    changed = differences(*(completed(version.config, now, DATA) for version in (old, new)))
     return {path: (told(path, a), told(path, b)) for path, (a, b) in changed.items()}
 
 

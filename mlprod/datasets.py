@@ -25,7 +25,7 @@ from rich.text import Text
 from mlprod import audit, changes, features, manifest
 from mlprod.changes import HIDDEN
 from mlprod.compare import flatten
-from mlprod.config import Config
+from mlprod.config import Config, EtlConfig
 from mlprod.console import PhaseLines
 from mlprod.errors import DamageError, DataError
 from mlprod.etl import report
@@ -57,7 +57,7 @@ def main(cfg: Config, options: argparse.Namespace) -> None:
         else:
             new = manifest.read(store, options.version)
             other, old = _other(store, new, options.other, options.folder)
-            diff(other, old, store, new, console)
+            diff(cfg.etl, other, old, store, new, console)
     except OSError as error:
         told = " ".join(str(error).split())
         raise DataError(f"{store.location} cannot be read: {told}; see that it is there and may be read by this user") from error
@@ -262,20 +262,21 @@ def _short(text: str) -> str:
 
 def verify(store: Store, cfg: Config, version: int, console: Console) -> None:
     """Reads versions again (0: all) and prints what is wrong with each, or that nothing is; raises DamageError where any is."""
-    versions = [version] if version else manifest.versions(store)
+    known = manifest.versions(store)
+    if not known or (version and version not in known):
+        manifest.read(store, version)  # raises
     damaged = []
-    for number in versions or [0]:  # of none, `read` tells
+    for number in [version] if version else known:
+        lines = audit.wrong_checksum(store, number)
         try:
-            published = manifest.read(store, number)
-        except DataError as error:
-            if version or not versions:
+            lines = lines or _verified(store, cfg, manifest.read(store, number), console)
+        except DataError as error:  # of `read`
+            if not _other_format(store, number):
+                lines = [str(error)]
+            elif version:
                 raise
-            if _other_format(store, number):
+            else:
                 _line(console, f"version {number}: not verified: {error}")
-                continue
-            lines = [str(error)]
-        else:
-            lines = _verified(store, cfg, published, console)
         damaged += [number] * bool(lines)
         for line in lines:
             _line(console, f"version {number}: {line}")
@@ -320,15 +321,15 @@ def _other(store: Store, new: Manifest, version: int, folder: str) -> tuple[Stor
     return store, manifest.read(store, version or earlier[-1])
 
 
-def diff(old_store: Store, old: Manifest, new_store: Store, new: Manifest, console: Console) -> None:
-    """Prints what differs between two versions; rows are counted by their ids."""
+def diff(etl: EtlConfig, old_store: Store, old: Manifest, new_store: Store, new: Manifest, console: Console) -> None:
+    """Prints what differs between two versions; rows are counted by their ids. `etl`: see `changes.config_changes`."""
     _line(console, f"old: {old_store.location} version {old.version}, dataset_id {old.dataset_id}")
     _line(console, f"new: {new_store.location} version {new.version}, dataset_id {new.dataset_id}")
     hidden = changes.sensitive(old, new)
     equal = old.dataset_id == new.dataset_id
     if equal:
         _line(console, "equal: the same columns, fitted transform and rows, in the same order")
-    config = {path: f"{a} -> {b}" for path, (a, b) in changes.config_changes(old, new).items()}
+    config = {path: f"{a} -> {b}" for path, (a, b) in changes.config_changes(old, new, etl).items()}
     fitted = changes.transform_changes(_features(old_store, old), _features(new_store, new), hidden)
     for title, told in (("config", config), ("columns", changes.column_changes(old, new)), ("fitted transform", fitted)):
         if told or not equal:
