@@ -130,14 +130,16 @@ def _work(dataset: Path) -> Iterator[str]:
     holding = holder(dataset) if folders else ""
     for folder in folders:
         size, changed = _tree(folder)
+        if not changed:
+            continue  # published meanwhile
         state = f"under way, by {holding}" if holding else "stopped; `mlprod etl` goes on with it, or removes it"
         yield f"work/{folder.name}: {size / 1e6:,.1f} MB, changed {dt.datetime.fromtimestamp(changed):%Y-%m-%d %H:%M}, {state}"
 
 
 def _tree(folder: Path) -> tuple[int, float]:
-    """Returns the bytes of a folder's files and when one was last changed; some may go meanwhile."""
-    size, changed = 0, folder.stat().st_mtime
-    for path in folder.rglob("*"):
+    """Returns the bytes of a folder's files and when it or one was last changed; what goes meanwhile does not count."""
+    size, changed = 0, 0.0
+    for path in [folder, *folder.rglob("*")]:
         with suppress(FileNotFoundError):
             found = path.stat()
             size, changed = size + (found.st_size if path.is_file() else 0), max(changed, found.st_mtime)
@@ -293,7 +295,7 @@ def _verified(store: Store, cfg: Config, published: Manifest, console: Console) 
     shards = [shard for split in published.splits.values() for shard in split]
     size = sum(shard.bytes for shard in shards)
     with PhaseLines(wanted=cfg.tracking.progress) as lines, lines.phase(f"version {published.version}", size, "MB") as phase:
-        wrong = audit.wrong_with(store, cfg.dataset, published, os.cpu_count() or 1, phase.add)
+        wrong = audit.wrong_with(store, cfg.dataset, published, cfg.etl.workers or os.cpu_count() or 1, phase.add)
     if not wrong:
         _line(
             console,

@@ -57,7 +57,10 @@ def held(dataset: Path) -> Iterator[None]:
 
 
 def holder(dataset: Path) -> str:
-    """Returns which process is building in a dataset's folder, such as "process 12"; "" where none is. Writes nothing."""
+    """Returns which process is building in a dataset's folder, such as "process 12"; "" where none is.
+
+    Writes nothing. A build that starts in the microsecond in which this asks takes it for another.
+    """
     try:
         with open(dataset / "work" / "lock") as lock:
             try:
