@@ -41,13 +41,14 @@ def files_of(path: str) -> list[str]:
     """Returns the files that a path, an address or a pattern of one (`rows-*.csv`, `**` for any depth) names, sorted.
 
     Raises:
-        DataError: a pattern that no file fits, or a store that cannot be asked.
+        DataError: a pattern that no file fits, or a folder or store that may not be asked.
     """
     if is_remote(path):
         return _remote_files(path)
-    if Path(path).exists() or not re.search(r"[*?\[]", path):
-        return [path]
-    found = sorted(name for name in glob.glob(path, recursive=True) if Path(name).is_file())
+    with told_of_file(path):
+        if Path(path).exists() or not re.search(r"[*?\[]", path):
+            return [path]
+        found = sorted(name for name in glob.glob(path, recursive=True) if Path(name).is_file())
     if not found:
         raise DataError(f"no file fits {path!r}; mend the path in the config")
     return found
@@ -121,9 +122,9 @@ def file_identity(name: str, told: Told = untold) -> dict[str, Any]:
     if is_remote(name):
         size, changed = _remote_stamp(name)
         return {"bytes": size, "changed": changed}
-    if not Path(name).is_file():
-        raise Unreadable(f"there is no file {name!r}; create it, or mend the path in the config")
     with told_of_file(name):
+        if not Path(name).is_file():
+            raise FileNotFoundError
         return {"bytes": os.path.getsize(name), "sha256": _sha256(name, told)}
 
 

@@ -19,7 +19,8 @@ from mlprod.etl.files import Unreadable
 from mlprod.store import FULL
 
 FOLDERS = ("files", "features", "reports", "quarantine", "manifests")
-LEAST_SHARE = 16  # a build takes about as much disk as its rows take memory: half of it to one and a half
+LEAST_SHARE = 64  # a build takes about as much disk as its rows take memory: half of it to one and a half
+LEAST_BYTES = 4096  # of the manifest alone
 GOES_ON = "then the same command goes on with the tasks that are left"
 
 
@@ -96,10 +97,11 @@ def sweep(dataset: Path, work: Path) -> None:
 def check_room(dataset: Path, work: Path, expected_bytes: int) -> None:
     """Raises WorkdirError when the disk cannot hold a build whose rows take about `expected_bytes` of memory.
 
-    Needed is a sixteenth of that, less what an attempt before has in `work`: rows without a label take no disk, rows of short
-    texts a third, and how many rows a text file has is guessed from its first lines.
+    Needed is a 64th of that, less what an attempt before has in `work`: rows without a label take no disk (one in thirty may
+    have one), and how many rows a text file has is guessed from its first lines.
     """
-    needed = expected_bytes // LEAST_SHARE - sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
+    there = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
+    needed = max(expected_bytes // LEAST_SHARE - there, LEAST_BYTES)
     free = shutil.disk_usage(dataset).free
     if free < needed:
         raise WorkdirError(

@@ -16,43 +16,23 @@ from mlprod.plan import Plan
 from tests.chaos.harness import LIMIT_S, ONE_DEVICE, Run
 from tests.checkpoint.saved import at, fresh, run_state
 from tests.conftest import MakeConfig
+from tests.disks import fill, small_disk
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Path:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a disk of 6 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("this user may not mount a small disk")
-    return folder
+    with small_disk(tmp_path / "disk", "6m") as folder:
+        yield folder
+        checkpoints = folder / "run" / "checkpoints"
+        if os.path.ismount(checkpoints):
+            subprocess.run(["umount", "-l", str(checkpoints)], check=False, capture_output=True)
 
 
 def mend(folder: Path) -> None:
     """There is space again, and steps may be written."""
     subprocess.run(["umount", str(folder / "run" / "checkpoints")], check=False, capture_output=True)
     (folder / "filler").unlink(missing_ok=True)
-
-
-@pytest.fixture(autouse=True)
-def unmounted(tmp_path: Path) -> Iterator[None]:
-    """Nothing stays mounted."""
-    yield
-    for folder in (tmp_path / "disk" / "run" / "checkpoints", tmp_path / "disk"):
-        if os.path.ismount(folder):
-            subprocess.run(["umount", "-l", str(folder)], check=False, capture_output=True)
-
-
-def fill(folder: Path) -> None:
-    """No byte is left."""
-    with open(folder / "filler", "wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            pass
 
 
 def read_only(folder: Path) -> None:
@@ -90,7 +70,7 @@ def test_a_run_whose_saves_fail(
     harm: Callable[[Path], None], make_config: MakeConfig, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """Exit 1 within a few steps, the last line tells the cause; the last good step stands, the same command goes on from it."""
-    disk = request.getfixturevalue("small_disk") if harm in (fill, read_only) else tmp_path / "folder"
+    disk = request.getfixturevalue("disk") if harm in (fill, read_only) else tmp_path / "folder"
     run = Run(dataclasses.replace(make_config(), workdir=str(disk / "run")), ONE_DEVICE, f"{disk}.out")
     every = ("--config.checkpoint.every=20", "--config.checkpoint.keep_last=3", "--config.eval.every=0")
     process, deadline = run.start("--config.steps=1000000", *every), time.monotonic() + LIMIT_S
