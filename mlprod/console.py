@@ -18,6 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 PLAIN_EVERY_S = 10.0
@@ -139,7 +140,8 @@ class PhaseLines:
     def __init__(self, *, wanted: bool) -> None:
         """`wanted`: False prints nothing at all."""
         self._wanted, self._live = wanted, wanted and sys.stderr.isatty()
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), _Told())
+        name = TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=8))
+        columns = (name, BarColumn(bar_width=20), _Told(Column(no_wrap=True)))
         self._bars = Progress(*columns, console=Console(stderr=True), refresh_per_second=4, disable=not self._live)
 
     def __enter__(self) -> "PhaseLines":
