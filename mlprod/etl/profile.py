@@ -1,7 +1,7 @@
 """What each column of a dataset looks like, split by split: the figures of the data report.
 
 Promise: the same for any chunk size, number of workers and order of reading, as the rows are: the first in stored order.
-Price: about 10 ms a column.
+Price: up to 70 ms of processor time a column, for 65,536 rows of each of three splits.
 
 Drift between train and eval is told by two measures. The population stability index, the sum over bins of (a - e) ln(a / e) for
 the shares e of train and a of eval (Siddiqi: "Credit Risk Scorecards", Wiley 2006): bins are the deciles of train, or its
