@@ -5,6 +5,8 @@ import json
 import random
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -533,3 +535,9 @@ def test_a_damaged_file_ends_with_exit_code_1(dataset: Path, tmp_path: Path, cap
     assert told.err.count("\n") == 1
     assert "remove manifests/000001.json and run `mlprod etl`" in told.err
     refused(capsys, words("show", dataset=str(copy)), path, "`mlprod data verify` tells what is wrong")
+
+
+def test_no_device_is_touched() -> None:
+    """Nothing of it imports jax, or pandas: it starts as quickly as the config file does."""
+    script = "import sys, mlprod.datasets; sys.exit(bool({'jax', 'pandas', 'sqlalchemy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 0
