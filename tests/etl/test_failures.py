@@ -32,7 +32,7 @@ PHASES: dict[str, tuple[ModuleType, int]] = {  # where it happens: a function, a
     "settle_bucket": (stored_rows, 3),
     "sort_bucket": (stored_rows, 2),
     "_write_file": (run, 2),
-    "_report": (run, 1),
+    "_write_report": (run, 1),
 }
 
 
@@ -219,7 +219,7 @@ def test_a_folder_that_is_removed(
     assert goes_on(cfg, published, capsys) == 0
 
 
-@pytest.mark.parametrize("name", ["extract_part", "sort_bucket", "_report"])
+@pytest.mark.parametrize("name", ["extract_part", "sort_bucket", "_write_report"])
 def test_a_folder_that_is_forbidden(
     name: str, csv: Path, make_config: MakeConfig, published: Manifest, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

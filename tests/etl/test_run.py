@@ -268,7 +268,7 @@ HOME = {"extract_part": extract, "settle_bucket": stored_rows, "sort_bucket": st
 @pytest.mark.parametrize(
     "name, after",
     [("extract_part", 1), ("extract_part", 3), ("settle_bucket", 5), ("sort_bucket", 16), ("_fit", 1), ("_write_file", 2),
-     ("_report", 1)],
+     ("_write_report", 1)],
 )  # fmt: skip
 def test_a_build_goes_on_where_it_was_killed(name, after, make_config, published, tmp_path, monkeypatch, capsys):
     """There is no version until the end; no task that was done is done again; the end is the same, and leaves no work."""
