@@ -103,6 +103,11 @@ def validate_etl(etl: EtlConfig) -> None:
         _validate_encoding(etl.source.encoding)
     if not isinstance(etl.transform, types.FunctionType):
         raise ConfigError(f"config.etl.transform={etl.transform!r} must be a function made by def: its source is kept")
+    if etl.executor == "processes" and not etl.transform.__qualname__.isidentifier():
+        raise ConfigError(
+            f"config.etl.transform={etl.transform.__qualname__} cannot be sent to processes; make it a function at the top of "
+            f"its file, or set config.etl.executor='threads'"
+        )
     for column in etl.columns:
         _validate_column(column)
     _validate_auto(etl)

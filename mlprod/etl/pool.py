@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mlprod.config import EtlConfig, no_transform
-from mlprod.errors import ConfigError
 from mlprod.recipe import function_of
 
 
@@ -61,18 +60,8 @@ def _loaded(path: str, name: str) -> Callable[[Any], Any]:
 
 
 def sendable(etl: EtlConfig) -> EtlConfig:
-    """Returns a config that tasks can take to where `etl.executor` says.
-
-    Raises:
-        ConfigError: the hook is no function at the top of its file.
-    """
-    hook = etl.transform
+    """Returns a valid config that tasks can take to where `etl.executor` says."""
+    hook: Any = etl.transform
     if etl.executor == "threads" or hook is no_transform:
         return etl
-    code, name = getattr(hook, "__code__", None), getattr(hook, "__qualname__", "")
-    if code is None or not name.isidentifier():
-        raise ConfigError(
-            f"config.etl.transform={name or type(hook).__name__} cannot be sent to processes; make it a function at the top of "
-            f"its file, or set config.etl.executor='threads'"
-        )
-    return replace(etl, transform=_Hook(code.co_filename, name))
+    return replace(etl, transform=_Hook(hook.__code__.co_filename, hook.__qualname__))

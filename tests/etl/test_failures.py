@@ -15,7 +15,7 @@ import pytest
 from mlprod import cli, manifest
 from mlprod.config import Config, CsvSource
 from mlprod.errors import BuildError, DataError, WorkdirError
-from mlprod.etl import extract, run, spill
+from mlprod.etl import extract, publish, spill
 from mlprod.etl import stored as stored_rows
 from mlprod.etl.run import build
 from mlprod.etl.work import LEAST_SHARE
@@ -31,8 +31,8 @@ PHASES: dict[str, tuple[ModuleType, int]] = {  # where it happens: a function, a
     "extract_part": (extract, 2),
     "settle_bucket": (stored_rows, 3),
     "sort_bucket": (stored_rows, 2),
-    "_write_file": (run, 2),
-    "_write_report": (run, 1),
+    "_write_file": (publish, 2),
+    "_write_report": (publish, 1),
 }
 
 

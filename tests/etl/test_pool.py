@@ -18,6 +18,7 @@ from mlprod.errors import BuildError, ConfigError, DataError
 from mlprod.etl import run
 from mlprod.etl.pool import pool_of, sendable
 from mlprod.etl.run import build
+from mlprod.validation import validate
 from tests.conftest import ROOT, smoke_config
 from tests.plain import csv_rows, numbered, small_config
 
@@ -30,7 +31,8 @@ def twice(chunk):
     return (chunk[["x"]] * 2).rename(columns={{"x": "double"}})
 
 def get_config():
-    return small_config(Path({folder!r}), columns=(ID, numeric("x"), numeric("double", derived=True)), transform=twice, workers=2)
+    columns = (ID, numeric("x", type="auto"), numeric("double", derived=True))
+    return small_config(Path({folder!r}), columns=columns, transform=twice, workers=2)
 """
 
 
@@ -74,8 +76,10 @@ def test_a_hook_of_a_config_file_runs_in_processes(tmp_path):
 def test_a_hook_that_no_process_finds_is_refused(tmp_path):
     cfg = small_config(tmp_path, numbered(40), transform=lambda chunk: chunk, executor="processes")
     with pytest.raises(ConfigError, match=r"etl\.transform=.*<lambda> cannot be sent to processes; .*executor='threads'"):
-        build(cfg)
-    assert sendable(dataclasses.replace(cfg.etl, executor="threads")).transform is cfg.etl.transform
+        validate(cfg)
+    threads = dataclasses.replace(cfg, etl=dataclasses.replace(cfg.etl, executor="threads"))
+    validate(threads)
+    assert sendable(threads.etl).transform is cfg.etl.transform
 
 
 def test_a_bad_row_is_told_by_a_process_as_by_a_thread(tmp_path):

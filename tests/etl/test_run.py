@@ -17,7 +17,7 @@ import pytest
 from mlprod import features, manifest
 from mlprod.config import ByHash, Column, Config, CsvSource, Label, Lookup, SqlSource, categorical, numeric
 from mlprod.errors import DataError, WorkdirError
-from mlprod.etl import extract, run, sources, spill
+from mlprod.etl import extract, publish, run, sources, spill
 from mlprod.etl import stored as stored_rows
 from mlprod.etl.extract import label_column, source_columns
 from mlprod.etl.run import build, build_key
@@ -273,10 +273,10 @@ HOME = {"extract_part": extract, "settle_bucket": stored_rows, "sort_bucket": st
 def test_a_build_goes_on_where_it_was_killed(name, after, make_config, published, tmp_path, monkeypatch, capsys):
     """There is no version until the end; no task that was done is done again; the end is the same, and leaves no work."""
     cfg = with_etl(make_config(), tmp_path / "d", chunk_rows=1000, workers=1)
-    done = {task: kill(monkeypatch, HOME.get(task, run), task, after if task == name else 0) for task in TASKS}
+    done = {task: kill(monkeypatch, HOME.get(task, publish), task, after if task == name else 0) for task in TASKS}
     with monkeypatch.context() as patch:
         if name not in TASKS:
-            kill(patch, run, name, after)
+            kill(patch, publish, name, after)
         patch.setattr(spill, "num_bits", lambda *_: 4)
         with pytest.raises(Killed):
             build(cfg)

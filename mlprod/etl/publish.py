@@ -1,0 +1,137 @@
+"""The second half of a build: rows in stored order become the files of a version, and the version is published.
+
+fit (training split only) -> write (row groups in order of the hash) -> report -> manifest, last.
+
+Promise: what is fitted sees training rows alone; a version is there when its manifest is, and all that the manifest names is on
+the disk before.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mlprod import __version__, compare, features, manifest
+from mlprod.config import Config, EtlConfig
+from mlprod.errors import DataError
+from mlprod.etl import bad_rows, fit, page, report
+from mlprod.etl.extract import Extracted
+from mlprod.etl.shards import to_disk
+from mlprod.etl.stored import Stored, sample
+from mlprod.etl.tasks import Tasks
+from mlprod.etl.write import FileWriter, Written, joined, stored_columns
+from mlprod.hashing import HASH_VERSION
+from mlprod.manifest import SPLITS, Manifest
+from mlprod.store import open_store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """What is built: the same from the first task to the last."""
+
+    cfg: Config  # as it was given
+    etl: EtlConfig  # its `etl` as the tasks take it: every type known
+    key: str  # see `run.build_key`
+    source: Mapping[str, Any]  # what is to be kept of it
+    began: float  # by `time.monotonic`
+
+
+def write_splits(
+    etl: EtlConfig, spec: features.FeatureSpec, dataset: Path, folder: str, tasks: Tasks, stored: Stored
+) -> dict[str, Written]:
+    """Writes every split's rows in stored order, a task a file; returns what was written."""
+    per_file = etl.group_rows * etl.file_groups
+    files = [(code, n) for code in range(len(SPLITS)) for n in range(-(-stored.num_rows(code) // per_file))]
+    named = {f"{SPLITS[code]}-{n:05d}": (code, n) for code, n in files}
+    done = tasks.run(
+        "write",
+        {name: partial(_write_file, etl, spec, dataset, folder, stored, code, n) for name, (code, n) in named.items()},
+        rows=lambda left: sum(left["shard"]["groups"]),
+    )
+    return {
+        split: joined([left for name, left in done.items() if named[name][0] == code], spec) for code, split in enumerate(SPLITS)
+    }
+
+
+def _write_file(
+    etl: EtlConfig, spec: features.FeatureSpec, dataset: Path, folder: str, stored: Stored, code: int, number: int
+) -> dict[str, Any]:
+    """Writes file `number` of a split."""
+    per_file = etl.group_rows * etl.file_groups
+    start, stop, at = number * per_file, (number + 1) * per_file, 0
+    writer = FileWriter(etl, spec, dataset, folder, SPLITS[code], number)
+    for piece, counts in stored.counts.items():
+        a, b = max(start - at, 0), min(stop - at, counts[code])
+        if a < b:
+            writer.add(stored.rows(writer.needs, code, piece, a, b))
+        at += counts[code]
+    return writer.close()
+
+
+def _check_label(etl: EtlConfig, train: Written) -> None:
+    if train.positive in (0, train.num_rows):
+        raise DataError(
+            f"every training row has label {int(train.positive > 0)}: config.etl.label says {etl.label.column} > "
+            f"{etl.label.above:g}; choose a threshold between the column's values"
+        )
+
+
+def _fit(etl: EtlConfig, tasks: Tasks, stored: Stored) -> features.FeatureSpec:
+    """Fits on the training split.
+
+    Raises:
+        DataError: there are no training rows, or a feature has no value in them.
+    """
+    train = SPLITS.index("train")
+    if not stored.num_rows(train):
+        raise DataError("the split left no training rows; lower config.etl.split.eval and .test, or split by a finer column")
+    names = [c.name for c in etl.columns if c.role == "feature"]
+    with tasks.lines.phase("fit") as phase:
+        return fit.fit(lambda act: tasks.map(act, stored.of_split(train, names), phase), etl.columns)
+
+
+def publish(build: Build, tasks: Tasks, extracted: Extracted, stored: Stored) -> Manifest:
+    """Fits, writes the splits, the fitted transform, the report and, last, the manifest that makes them a version.
+
+    Raises:
+        DataError: there are no training rows, a feature has no value in them, or they all have one label.
+    """
+    cfg, etl, counts, dataset = build.cfg, build.etl, extracted.counts, Path(build.cfg.dataset)
+    spec = _fit(etl, tasks, stored)
+    version = (manifest.versions(open_store(cfg.dataset)) or [0])[-1] + 1
+    if not (tasks.work / "write").exists():
+        shutil.rmtree(dataset / "files" / f"{version:06d}", ignore_errors=True)  # of another build that published nothing
+    written = write_splits(etl, spec, dataset, f"files/{version:06d}", tasks, stored)
+    train = written["train"]
+    _check_label(etl, train)
+    fitted = [train.scales[f.name].fitted(f, train.num_rows) if f.kind == "numeric" else f for f in spec.features]
+    spec = features.FeatureSpec(features=tuple(fitted))
+    columns, text = stored_columns(etl, spec), features.dumps(spec)
+    splits = {name: split.shards for name, split in written.items()}
+    for path in {dataset / shard.path for shards in splits.values() for shard in shards}:
+        to_disk(path)
+    to_disk(dataset / "files" / f"{version:06d}")
+    published = Manifest(
+        format=manifest.FORMAT, version=version, parent=0, build_key=build.key,
+        dataset_id=manifest.content_id(columns, text, splits), config=compare.data_json(cfg.etl),
+        group_rows=etl.group_rows, hash_version=HASH_VERSION, hash_seed=etl.hash_seed, storage=etl.storage, hash_order=True,
+        columns=columns, splits=splits, features=f"features/{version:06d}.json", features_sha256=manifest.sha256_text(text),
+        report=f"reports/{version:06d}.json", source={**build.source, "rows_read": counts.read, "mlprod": __version__},
+    )  # fmt: skip
+    manifest.write_atomically(dataset / published.features, text)
+    if etl.bad_rows == "quarantine" and counts.bad:
+        bad_rows.gather(extracted.bad_rows, dataset / report.quarantine(version))
+    told = report.body(cfg.dataset, etl, published, written, counts, spec, sample(stored, etl.columns))
+    _write_report(dataset / published.report, {**told, "seconds": time.monotonic() - build.began})
+    manifest.write(dataset, published)
+    return published
+
+
+def _write_report(path: Path, told: Mapping[str, Any]) -> None:
+    """Writes the data report as JSON and as a page."""
+    manifest.write_atomically(path, json.dumps(told, indent=1, allow_nan=False))
+    manifest.write_atomically(path.with_suffix(".html"), page.render(told))
