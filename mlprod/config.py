@@ -96,11 +96,12 @@ class Join:
 
 @dataclass(kw_only=True, slots=True)
 class SqlSource:
-    """Rows of a database table, left-joined with others. Every name is checked against the database itself."""
+    """Rows of a database table, left-joined with others, or of a query. Every name is checked against the database itself."""
 
     url: str = knob(doc="SQLAlchemy URL; $VARIABLES are taken from the environment, where secrets belong")
-    table: str = knob(doc="name in the database", rule=DATA)
-    joins: tuple[Join, ...] = knob((), "left joins", rule=DATA)
+    table: str = knob("", "name in the database", rule=DATA)
+    query: str = knob("", "in place of `table`: one statement that returns rows, sent as it is written", rule=DATA)
+    joins: tuple[Join, ...] = knob((), "left joins of `table`", rule=DATA)
     watermark: str = knob("", "column that only grows, such as a time; '' for none", rule=DATA)
     start: str = knob("", "first watermark taken, inclusive; '' for all", rule=DATA)
     stop: str = knob("", "first watermark left out; '' for all", rule=DATA)

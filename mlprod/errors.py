@@ -44,6 +44,12 @@ class DamageError(MlprodError):
     """A dataset that was read again is not what was written."""
 
 
+class ConnectionLost(MlprodError):
+    """A database went away while it was read, and stayed away. What was finished is kept."""
+
+    exit_code = 75
+
+
 class CheckpointError(MlprodError):
     """A save failed, or no saved step can be restored."""
 

@@ -96,7 +96,7 @@ def validate_etl(etl: EtlConfig) -> None:
     if etl.group_rows & (etl.group_rows - 1):
         raise ConfigError(f"config.etl.group_rows={etl.group_rows} must be a power of two")
     if isinstance(etl.source, SqlSource):
-        refuse_password("config.etl.source.url", etl.source.url)
+        _validate_sql(etl.source)
     if isinstance(etl.source, CsvSource) and len(etl.source.delimiter) != 1:
         raise ConfigError(f"config.etl.source.delimiter={etl.source.delimiter!r} must be one character")
     if isinstance(etl.source, CsvSource):
@@ -116,6 +116,15 @@ def validate_etl(etl: EtlConfig) -> None:
     _validate_names("key", etl.key, names)
     _validate_split(etl)
     _validate_dedup(etl)
+
+
+def _validate_sql(source: SqlSource) -> None:
+    """A URL without a password, and either a table or a query."""
+    refuse_password("config.etl.source.url", source.url)
+    if bool(source.table) == bool(source.query.strip()):
+        raise ConfigError(f"config.etl.source: table={source.table!r} and query={source.query!r}; give a table's name or a query")
+    if source.query and source.joins:
+        raise ConfigError("config.etl.source.joins are for config.etl.source.table; write the joins into the query")
 
 
 def _validate_split(etl: EtlConfig) -> None:

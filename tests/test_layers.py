@@ -31,6 +31,7 @@ PLACES = {name: (rank, i) for rank, row in enumerate(ROWS) for i, name in enumer
 DOORS = {  # dependency -> the only modules (or packages of ours) that import it
     "orbax": {"checkpoint"}, "tensorstore": {"checkpoint"},
     "wandb": {"tracking"}, "grain": {"data"}, "pandas": {"etl"}, "sqlalchemy": {"etl"},
+    "adbc_driver_manager": {"etl"}, "adbc_driver_postgresql": {"etl"},
     "ml_collections": {"recipe"}, "absl": {"recipe"}, "importlib": {"cli", "runtime", "etl"}, "runpy": {"recipe"},
     "subprocess": {"cli"},
 }  # fmt: skip
@@ -184,7 +185,7 @@ def test_nothing_is_unpickled_evaluated_or_given_to_a_shell() -> None:
 
 
 def test_queries_are_never_made_of_text() -> None:
-    """Values are bound and names quoted by SQLAlchemy; the demo's one fixed statement is the only text."""
+    """Values are bound and names quoted by SQLAlchemy; the demo's one fixed statement and the user's own query are the only text."""
     texts = [
         (where, node)
         for where, node in nodes(ast.Call)
@@ -192,7 +193,8 @@ def test_queries_are_never_made_of_text() -> None:
     ]
     assert [
         where for where, node in texts if not where.startswith("mlprod.etl.demo:") or not isinstance(node.args[0], ast.Constant)
-    ] == []
+    ] == [where for where, _ in texts if where.startswith("mlprod.etl.query:")]
+    assert len([where for where, _ in texts if where.startswith("mlprod.etl.query:")]) == 1
 
 
 def test_the_rule_can_fail() -> None:

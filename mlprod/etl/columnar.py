@@ -123,7 +123,7 @@ def typed(part: RowGroup, columns: Sequence[Column], chunk_rows: int) -> Iterato
     """Yields the columns of a row group in their types, or as Python objects where a value may not be of its type."""
     names = [c.name for c in columns]
     for first, batch in _batches(part, names, chunk_rows):
-        arrays = [_cast(array, c.type) for array, c in zip(batch.columns, columns, strict=True)]
+        arrays = [as_declared(array, c.type) for array, c in zip(batch.columns, columns, strict=True)]
         if any(array is None for array in arrays):
             yield _as_python(part.path, first, batch)
         else:
@@ -131,22 +131,23 @@ def typed(part: RowGroup, columns: Sequence[Column], chunk_rows: int) -> Iterato
 
 
 def _as_python(path: str, first: int, batch: pa.RecordBatch) -> Loose:
-    columns = {name: _objects(array) for name, array in zip(batch.schema.names, batch.columns, strict=True)}
+    columns = {name: objects(array) for name, array in zip(batch.schema.names, batch.columns, strict=True)}
     return Loose(columns, batch.num_rows, partial(_row_of_file, path, first), {})
 
 
-def _objects(array: pa.Array) -> list[Any]:
+def objects(array: pa.Array) -> list[Any]:
+    """Returns a column's values as Python objects."""
     if pa.types.is_timestamp(array.type):
         array = pc.cast(array, pa.timestamp("us", array.type.tz), safe=False)  # Python has no nanoseconds
-    objects: list[Any] = array.to_pylist()
-    return objects
+    values: list[Any] = array.to_pylist()
+    return values
 
 
 def _row_of_file(path: str, first: int, i: int) -> str:
     return f"{path} row {first + i + 1}"
 
 
-def _cast(array: pa.Array, type_name: str) -> pa.Array | None:
+def as_declared(array: pa.Array, type_name: str) -> pa.Array | None:
     """Returns a column in its declared type, None where a value may not be of it."""
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()

@@ -102,7 +102,7 @@ def main(cfg: Config) -> None:
 def _described(etl: EtlConfig) -> str:
     """Returns where the rows come from, and about how many there are."""
     if isinstance(etl.source, SqlSource):
-        return f"a query of {etl.source.table!r}"
+        return f"a query of {etl.source.table!r}" if etl.source.table else "the query"
     files, size, rows = sources.extent(etl.source)
     return f"{etl.source.path}: {files:,} file(s), {size / 1e6:,.1f} MB, about {rows:,} rows"
 

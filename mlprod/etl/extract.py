@@ -72,7 +72,7 @@ def _check_values(etl: EtlConfig, rows: pa.Table) -> None:
 class Reading:
     """How the source is read: decided once a build, so that an attempt that follows finds the tasks that are done."""
 
-    source: Any  # of plain files
+    source: Any  # of plain files, or ranges of a table
     copies: Copies
     columns: Sequence[Column]
     lookups: Sequence[LookupTable]
@@ -107,6 +107,7 @@ def plan_reading(etl: EtlConfig, tasks: Tasks, expected_bytes: int) -> Reading:
     plan, lookups = json.loads(left.read_text()), [read_lookup(x, etl.columns) for x in etl.lookups]
     sources.check_header(etl.source, [c.name for c in columns])
     source, copies = sources.unpacked(etl.source, work / "files", partial(tasks.run, "unpack"))
+    source = sources.planned(source, plan["chunk_rows"], partial(tasks.run, "cut"))
     return Reading(source, copies, columns, lookups, plan["chunk_rows"], plan["bits"])
 
 

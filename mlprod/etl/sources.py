@@ -1,7 +1,7 @@
 """Rows out of a source, a part and a chunk at a time; and what identifies a source.
 
 Promise: every column is checked by name before a row is read. What a source is made of (`csv_files.py` and `blocks.py`,
-`columnar.py`, `sql.py`) does not matter to the rest.
+`columnar.py`, `sql.py` and `ranges.py`) does not matter to the rest.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,12 +14,13 @@ from typing import Any
 import pyarrow as pa
 
 from mlprod.config import Column, CsvSource, JsonLinesSource, ParquetSource, SqlSource
-from mlprod.etl import blocks, columnar
+from mlprod.etl import blocks, columnar, ranges
+from mlprod.etl.connection import reached_before
 from mlprod.etl.csv_files import about_rows, csv_chunks, csv_places, row_bytes
 from mlprod.etl.files import Copies, Told, copy_plain, files_of, is_plain, places, stamps, told_of_file, untold
 from mlprod.etl.identity import Identity, of_files
 from mlprod.etl.schema import Loose
-from mlprod.etl.sql import sql_chunks, sql_identity
+from mlprod.etl.sql import sql_chunks, sql_column_names, sql_identity, sql_stored_types
 from mlprod.store import is_remote
 
 
@@ -89,11 +90,24 @@ def unpacked(source: Any, folder: Path, run: Run) -> tuple[Any, Copies]:
     return replace(source, path=copies.path, **changed), copies
 
 
+@singledispatch
+def planned(source: Any, chunk_rows: int, run: Run) -> Any:
+    """Returns a source as all attempts of a build read it; what `run` returns is the same for each of them."""
+    return source
+
+
+@planned.register
+def _(source: SqlSource, chunk_rows: int, run: Run) -> ranges.Ranged:
+    plan = run({"cuts": partial(ranges.cut, source, chunk_rows)})["cuts"]
+    return ranges.Ranged(source, plan["key"], tuple(plan["cuts"]))
+
+
 def unchanged(source: Any, names: Sequence[str], identity: Identity) -> bool:
     """Returns whether a source is what it was when it was identified: files by their size and time, a table by a second look."""
     if identity.stamps:
         return stamps(source.path) == identity.stamps
-    return identify(source, names).description == identity.description
+    with reached_before():
+        return identify(source, names).description == identity.description
 
 
 @identify.register
@@ -156,10 +170,16 @@ def _(source: JsonLinesSource, names: Sequence[str], chunk_rows: int) -> list[An
     return found
 
 
+parts.register(ranges.Ranged, ranges.parts)
+
+
 @singledispatch
 def column_names(source: Any) -> list[str]:
     """Returns the columns that a source has, as far as that is known without reading it."""
     return []
+
+
+column_names.register(SqlSource, sql_column_names)
 
 
 @column_names.register
@@ -176,6 +196,14 @@ def _(source: ParquetSource) -> list[str]:
 def stored_types(source: Any) -> dict[str, str]:
     """Returns {column: type} of the columns whose type the source itself says, one type for all of its rows."""
     return {}
+
+
+stored_types.register(SqlSource, sql_stored_types)
+
+
+@stored_types.register
+def _(source: ranges.Ranged) -> dict[str, str]:
+    return sql_stored_types(source.source)
 
 
 @stored_types.register
@@ -221,3 +249,6 @@ def _(source: ParquetSource, part: columnar.RowGroup, columns: Sequence[Column],
 @read.register
 def _(source: JsonLinesSource, part: columnar.Lines, columns: Sequence[Column], chunk_rows: int) -> Iterator[pa.Table | Loose]:
     yield from columnar.loose(part, [c.name for c in columns], chunk_rows)
+
+
+read.register(ranges.Ranged, ranges.read)

@@ -1,11 +1,12 @@
 """The tasks of a build: each is done once, however often the build is killed and started again.
 
 Promise: what a task returned is written down when it is done, and taken from there by the next attempt; of several that fail the
-first in order is told, and what the others finished is kept.
+first in order is told, and what the others finished is kept. A task whose database goes away is tried again, within seconds.
 Price: a small file a task.
 """
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from mlprod.console import Phase, PhaseLines
+from mlprod.errors import ConnectionLost
 from mlprod.manifest import write_atomically
 
+PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before a task that lost its database tries again
 Task = Callable[[], Mapping[str, Any]]  # returns JSON data
 
 
@@ -23,8 +26,15 @@ def _no_rows(left: Any) -> int:
 
 
 def _done(task: Task, left: Path) -> Any:
-    """Does a task and writes down what it returned."""
-    result = task()
+    """Does a task and writes down what it returned. One that loses its database begins anew: nothing of it was published."""
+    for pause in PAUSES:
+        try:
+            result = task()
+            break
+        except ConnectionLost:
+            time.sleep(pause)
+    else:
+        result = task()
     write_atomically(left, json.dumps(result))
     return result
 

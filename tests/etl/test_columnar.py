@@ -170,7 +170,7 @@ def test_a_decimal_is_the_nearest_float(digits: list[int | None], scale: int) ->
     """As from text, at once or value by value: a cast of Arrow's own rounds twice."""
     exact = decimal.Context(prec=40)
     values = [None if d is None else decimal.Decimal(d).scaleb(-scale, exact) for d in digits]
-    made = columnar._cast(pa.array(values, pa.decimal128(38, scale)), "float64")
+    made = columnar.as_declared(pa.array(values, pa.decimal128(38, scale)), "float64")
     assert made is not None
     assert made.to_pylist() == [None if v is None else parse(str(v), "float64") + 0.0 for v in values]
 

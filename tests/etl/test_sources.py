@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from mlprod.config import Column, CsvSource, Join, Lookup, On, SqlSource, numeric
 from mlprod.errors import DataError
+from mlprod.etl.connection import connect
 from mlprod.etl.csv_files import csv_chunks
 from mlprod.etl.lookups import lookup_identity, read_lookup
 from mlprod.etl.sources import chunks, identify
-from mlprod.etl.sql import connect
 
 
 def rows_of(source, names, chunk_rows=1000):

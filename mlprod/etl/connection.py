@@ -1,0 +1,111 @@
+"""A connection to a database, in a transaction that only reads; and what becomes of one that cannot be made, or breaks.
+
+Promise: no password in a message; one line. A server that cannot be reached at the start is the user's to mend; one that was
+reached and goes away is worth another attempt.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from mlprod.config import SqlSource
+from mlprod.errors import ConnectionLost, DataError
+
+# Times without a zone, and what a query makes of times, must not depend on whose server it is.
+READ_ONLY = {"postgresql": ("SET TRANSACTION READ ONLY", "SET LOCAL TIME ZONE 'UTC'")}
+GOES_ON = "the same command goes on with the tasks that are left"
+
+
+class Unreachable(DataError):
+    """There is no such server or database, or it does not let this user in."""
+
+
+def connect(url: str) -> sa.Engine:
+    """Returns an engine for a database that exists.
+
+    Raises:
+        DataError: a URL that SQLAlchemy cannot read, a driver that is not installed, or a missing SQLite file.
+    """
+    for name in re.findall(r"\$\{?(\w+)", url):
+        if name not in os.environ:
+            raise DataError(f"config.etl.source.url={url!r}: the environment variable {name} is not set")
+    try:
+        parsed = sa.make_url(os.path.expandvars(url))
+        engine = sa.create_engine(parsed)
+    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError) as error:
+        raise DataError(f"config.etl.source.url={url!r}: {error}") from error
+    except ModuleNotFoundError as error:
+        way = "; install mlprod[postgres]" if parsed.get_backend_name() == "postgresql" else ""
+        raise DataError(f"config.etl.source.url={url!r}: {error}{way}") from error
+    except ValueError as error:  # its text may hold a part of a password
+        raise DataError(
+            f"config.etl.source.url={url!r}: the port is not a number, or a password holds '/', ':' or '@'"
+        ) from error
+    if parsed.get_backend_name() == "sqlite" and not (parsed.database and Path(parsed.database).is_file()):
+        raise DataError(
+            f"config.etl.source.url={url!r}: there is no database file {parsed.database!r}; create it, or mend the path"
+        )
+    return engine
+
+
+def named(source: SqlSource) -> str:
+    """Returns a source as messages name it."""
+    return f"table {source.table!r}" if source.table else "the query"
+
+
+def one_line(error: BaseException, url: sa.URL) -> str:
+    """Returns an error's text, without the password of a URL."""
+    text = " ".join(str(error).split())
+    return text.replace(str(url.password), "***") if url.password else text
+
+
+def refused(where: str, error: sa.exc.StatementError, url: sa.URL) -> DataError | ConnectionLost:
+    """Returns what it means for a build that a database refused a statement."""
+    told = f"{where}: {one_line(error.orig or error, url)}"
+    if isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated:
+        return lost(told)
+    return DataError(told)
+
+
+def lost(told: str) -> ConnectionLost:
+    """Returns the error of a connection that broke."""
+    return ConnectionLost(f"{told}; when the database is there again, {GOES_ON}")
+
+
+@contextmanager
+def connected(source: SqlSource) -> Iterator[sa.Connection]:
+    """Gives a connection, in a transaction that only reads where the database has such.
+
+    Raises:
+        Unreachable: there is no connection to be had.
+        ConnectionLost: it broke.
+        DataError: the database refused a statement.
+    """
+    engine = connect(source.url)
+    try:
+        try:
+            connection = engine.connect()
+        except sa.exc.DBAPIError as error:
+            raise Unreachable(f"database {engine.url.render_as_string()}: {one_line(error.orig or error, engine.url)}") from error
+        try:
+            with connection:
+                for statement in READ_ONLY.get(engine.dialect.name, ()):
+                    connection.exec_driver_sql(statement)
+                yield connection
+        except sa.exc.StatementError as error:
+            raise refused(named(source), error, engine.url) from error
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def reached_before() -> Iterator[None]:
+    """Takes a database that was reached, and now is not, for a connection that is lost."""
+    try:
+        yield
+    except Unreachable as error:
+        raise lost(str(error)) from error
