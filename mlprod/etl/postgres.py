@@ -4,6 +4,7 @@ Promise: what SQLAlchemy's cursor would give, value for value, in about a fifth 
 to be so is not read here at all.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
@@ -59,7 +60,7 @@ def reader(url: sa.URL, query: str, where: str) -> Iterator[pa.RecordBatchReader
     try:
         connection = dbapi.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
     except DriverError as error:
-        raise Unreachable(f"database {url.render_as_string()}: {one_line(error, url)}") from error
+        raise Unreachable(f"database {url.render_as_string()}: {_said(error, url)}") from error
     with connection, connection.cursor() as cursor:
         try:
             for statement in READ_ONLY["postgresql"]:
@@ -68,8 +69,13 @@ def reader(url: sa.URL, query: str, where: str) -> Iterator[pa.RecordBatchReader
             cursor.execute(query)
             yield cursor.fetch_record_batch()
         except (DriverError, OSError) as error:
-            told = f"{where}: {one_line(error, url)}"
+            told = f"{where}: {_said(error, url)}"
             raise DataError(told) if _alive(connection) else lost(told) from error
+
+
+def _said(error: BaseException, url: sa.URL) -> str:
+    """Returns what the server said: neither the driver's words around it nor the query."""
+    return re.sub(r"^.*?ERROR: +| Query was: .*$", "", one_line(error, url))
 
 
 def _alive(connection: Any) -> bool:
