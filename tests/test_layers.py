@@ -185,7 +185,7 @@ def test_nothing_is_unpickled_evaluated_or_given_to_a_shell() -> None:
 
 
 def test_queries_are_never_made_of_text() -> None:
-    """Values are bound and names quoted by SQLAlchemy; the demo's one fixed statement and the user's own query are the only text."""
+    """Values are bound and names quoted by SQLAlchemy; the demo's fixed statement and the user's own query are the only text."""
     texts = [
         (where, node)
         for where, node in nodes(ast.Call)

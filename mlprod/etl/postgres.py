@@ -75,7 +75,7 @@ def reader(url: sa.URL, query: str, where: str) -> Iterator[pa.RecordBatchReader
 
 def _said(error: BaseException, url: sa.URL) -> str:
     """Returns what the server said: neither the driver's words around it nor the query."""
-    return re.sub(r"^.*?ERROR: +| Query was: .*$", "", one_line(error, url))
+    return re.sub(r"^.*?ERROR: +|^[A-Z_]+: |\[libpq\] |Failed to execute query '.*?': | Query was: .*$", "", one_line(error, url))
 
 
 def _alive(connection: Any) -> bool:
