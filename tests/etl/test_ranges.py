@@ -11,6 +11,7 @@ from mlprod.errors import ConfigError, DataError
 from mlprod.etl import ranges, sources
 from mlprod.etl.dry_run import look
 from mlprod.etl.run import build
+from mlprod.predict import input_source
 from mlprod.validation import validate_etl
 from tests.plain import numbered, small_config
 
@@ -95,6 +96,13 @@ def test_another_query_is_another_build(tmp_path):
 def test_a_dry_run_knows_the_columns_of_a_query(tmp_path):
     seen = look(small_config(tmp_path, source=SqlSource(url=database(tmp_path), query="SELECT *, 1 AS z FROM t")).etl)
     assert (seen.unused, seen.rows.num_rows) == (["z"], 300)
+
+
+def test_predictions_take_a_query_to_another_database(tmp_path):
+    """Its `--input` is a URL: the query stays."""
+    etl = small_config(tmp_path, source=SqlSource(url="sqlite:///none.db", query="SELECT id, x FROM t WHERE id < 3")).etl
+    chunks = list(sources.chunks(input_source(etl, database(tmp_path)), ["id", "x"], 2))
+    assert [chunk.columns["id"] for chunk in chunks] == [(0, 1), (2,)]
 
 
 @pytest.mark.parametrize("fields, told", [
