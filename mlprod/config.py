@@ -111,23 +111,23 @@ class SqlSource:
 class CsvSource:
     """Rows of CSV files with a header line; '' and NA are missing values. Compressed by gzip, bz2 or zstd, or not."""
 
-    path: str = knob(doc="file, pattern such as rows-*.csv.gz, or address (s3://, gs://)")
+    path: str = knob(doc="file, folder, pattern such as rows-*.csv.gz, or address (s3://, gs://; of a folder, ending with /)")
     delimiter: str = knob(",", "one character", rule=DATA)
     encoding: str = knob("utf-8", "of the text, such as latin-1, cp1252 or utf-16", rule=DATA)
 
 
 @dataclass(kw_only=True, slots=True)
 class ParquetSource:
-    """Rows of Parquet files."""
+    """Rows of Parquet files, or of a folder of them; folders such as `year=2024` are columns."""
 
-    path: str = knob(doc="file, pattern such as rows/*.parquet, or address (s3://, gs://)")
+    path: str = knob(doc="file, folder, pattern such as rows/*.parquet, or address (s3://, gs://; of a folder, ending with /)")
 
 
 @dataclass(kw_only=True, slots=True)
 class JsonLinesSource:
     """Rows of files with one JSON object a line; a field that is not there, or null, is a missing value."""
 
-    path: str = knob(doc="file, pattern such as rows-*.jsonl.gz, or address (s3://, gs://)")
+    path: str = knob(doc="file, folder, pattern such as rows-*.jsonl.gz, or address (s3://, gs://; of a folder, ending with /)")
 
 
 @dataclass(kw_only=True, slots=True)

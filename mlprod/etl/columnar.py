@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 
 from mlprod.config import Column
 from mlprod.errors import DataError
-from mlprod.etl.files import files_of, open_plain, told_of_file
-from mlprod.etl.schema import ARROW, Loose, require, without_nan
+from mlprod.etl.files import files_of, open_plain, partitions, told_of_file
+from mlprod.etl.schema import ARROW, Loose, cast, require, without_nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +69,8 @@ def num_rows(path: str) -> int:
 
 
 def column_names(path: str) -> list[str]:
-    """Returns the columns of a Parquet file."""
-    names: list[str] = _open(path).schema_arrow.names
-    return names
+    """Returns the columns of a Parquet file, and those that its folders name."""
+    return list(dict.fromkeys([*_open(path).schema_arrow.names, *partitions(path)]))
 
 
 def stored_types(path: str) -> dict[str, str]:
@@ -103,7 +102,7 @@ def row_groups(path: str, names: Sequence[str]) -> list[Any]:
         file, first = _open(name), 0
         metadata = file.metadata
         for column in names:
-            require(column, file.schema_arrow.names, name)
+            require(column, [*file.schema_arrow.names, *partitions(name)], name)
         for group in range(metadata.num_row_groups):
             found.append(RowGroup(name, group, first))
             first += metadata.row_group(group).num_rows
@@ -112,11 +111,18 @@ def row_groups(path: str, names: Sequence[str]) -> list[Any]:
 
 def _batches(part: RowGroup, names: Sequence[str], chunk_rows: int) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Yields (first row in the file, the columns `names`) of a row group, at most `chunk_rows` rows at a time."""
-    file, first = _open(part.path), part.first
+    file, first, folders = _open(part.path), part.first, partitions(part.path)
+    inside = [name for name in names if name in file.schema_arrow.names]
     with _told_of_parquet(part.path, f"{part.path}, row group {part.group} cannot be read"):
-        for batch in file.iter_batches(chunk_rows, row_groups=[part.group], columns=list(names), use_threads=False):
-            yield first, batch.select(list(names))
+        for batch in file.iter_batches(chunk_rows, row_groups=[part.group], columns=inside, use_threads=False):
+            found = [batch[name] if name in inside else _repeated(folders[name], batch.num_rows) for name in names]
+            yield first, pa.RecordBatch.from_arrays(found, list(names))
             first += batch.num_rows
+
+
+def _repeated(text: str | None, num_rows: int) -> pa.DictionaryArray:
+    """Returns a column of one text."""
+    return pa.DictionaryArray.from_arrays(np.zeros(num_rows, np.int32), pa.array([text], pa.string()))
 
 
 def typed(part: RowGroup, columns: Sequence[Column], chunk_rows: int) -> Iterator[pa.Table | Loose]:
@@ -150,6 +156,9 @@ def _row_of_file(path: str, first: int, i: int) -> str:
 def as_declared(array: pa.Array, type_name: str) -> pa.Array | None:
     """Returns a column in its declared type, None where a value may not be of it."""
     if pa.types.is_dictionary(array.type):
+        if pa.types.is_string(array.type.value_type) and type_name != "string":  # text: each one once
+            values, bad = cast(array.dictionary.to_pylist(), type_name)
+            return None if bad else values.take(array.indices)
         array = array.dictionary_decode()
     kind, wanted = array.type, ARROW[type_name]
     if pa.types.is_null(kind):

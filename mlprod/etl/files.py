@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import pyarrow as pa
 
@@ -40,30 +41,50 @@ class Unreadable(DataError):
 def files_of(path: str) -> list[str]:
     """Returns the files that a path, an address or a pattern of one (`rows-*.csv`, `**` for any depth) names, sorted.
 
+    A folder (remote: an address that ends with a slash) names all files below it, but for those that begin with `_` or `.`.
+
     Raises:
-        DataError: a pattern that no file fits, or a folder or store that may not be asked.
+        DataError: a pattern or a folder without files, or a folder or store that may not be asked.
     """
     if is_remote(path):
         return _remote_files(path)
     with told_of_file(path):
-        if Path(path).exists() or not re.search(r"[*?\[]", path):
+        if Path(path).is_dir():
+            found = sorted(
+                str(file) for file in Path(path).rglob("*") if file.is_file() and _is_data(str(file.relative_to(path)))
+            )
+        elif Path(path).exists() or not re.search(r"[*?\[]", path):
             return [path]
-        found = sorted(name for name in glob.glob(path, recursive=True) if Path(name).is_file())
+        else:
+            found = sorted(name for name in glob.glob(path, recursive=True) if Path(name).is_file())
     if not found:
         raise DataError(f"no file fits {path!r}; mend the path in the config")
     return found
 
 
+def _is_data(name: str) -> bool:
+    """Returns whether a file below a folder holds rows: neither it nor a folder of it is one that Spark and others hide."""
+    return not any(part.startswith(("_", ".")) for part in name.split("/"))
+
+
+def partitions(name: str) -> dict[str, str | None]:
+    """Returns {column: value} that the folders of a file name as `column=value`, as Hive and Spark write them."""
+    pairs = (folder.split("=", 1) for folder in shown(name).split("/")[:-1] if "=" in folder)
+    return {unquote(column): None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value) for column, value in pairs}
+
+
 def _remote_files(address: str) -> list[str]:
     head, _, options = address.partition("?")
-    if not re.search(r"[*\[]", head):
+    whole = head.endswith("/")
+    if not whole and not re.search(r"[*\[]", head):
         return [address]
     folder = re.split(r"[*\[]", head)[0].rpartition("/")[0]
     with told_of_file(head):
-        found = sorted(name for name in open_store(_with(folder, options), OPTION).tree() if _fits(f"{folder}/{name}", head))
+        tree = open_store(_with(folder, options), OPTION).tree()
+        found = sorted(name for name in tree if (_is_data(name) if whole else _fits(f"{folder}/{name}", head)))
     if not found:
         raise DataError(f"no file fits {head!r}; mend the path in the config")
-    return [_with(f"{folder}/{name}", options) for name in found]
+    return [_with(f"{folder}/{quote(name, safe='/=+,:@ ')}", options) for name in found]
 
 
 def _with(address: str, options: str) -> str:
@@ -80,12 +101,12 @@ def _store_of(address: str) -> tuple[Store, str]:
     """Returns the folder of a remote file, and its name in there."""
     head, _, options = address.partition("?")
     folder, _, name = head.rpartition("/")
-    return open_store(_with(folder, options), OPTION), name
+    return open_store(_with(folder, options), OPTION), unquote(name)
 
 
 def shown(name: str) -> str:
-    """Returns a file's name for people: an address without its options."""
-    return name.partition("?")[0] if is_remote(name) else name
+    """Returns a file's name for people: an address without its options, and its key as it is."""
+    return unquote(name.partition("?")[0]) if is_remote(name) else name
 
 
 @contextmanager
@@ -119,13 +140,14 @@ def _remote_stamp(address: str) -> tuple[int, int]:
 
 def file_identity(name: str, told: Told = untold) -> dict[str, Any]:
     """Returns a file's size and SHA-256; of a remote one, which would be read twice, its size and time of change."""
+    placed = {"partitions": found} if (found := partitions(name)) else {}
     if is_remote(name):
         size, changed = _remote_stamp(name)
-        return {"bytes": size, "changed": changed}
+        return {"bytes": size, "changed": changed, **placed}
     with told_of_file(name):
         if not Path(name).is_file():
             raise FileNotFoundError
-        return {"bytes": os.path.getsize(name), "sha256": _sha256(name, told)}
+        return {"bytes": os.path.getsize(name), "sha256": _sha256(name, told), **placed}
 
 
 def _sha256(name: str, told: Told) -> str:
@@ -175,6 +197,7 @@ def copy_plain(name: str, encoding: str, to: Path) -> dict[str, Any]:
     Raises:
         DataError: it cannot be read, is damaged, or is not in its encoding.
     """
+    to.parent.mkdir(parents=True, exist_ok=True)
     to.unlink(missing_ok=True)
     if is_plain(name, encoding):
         to.symlink_to(Path(name).absolute())
@@ -230,5 +253,8 @@ def places(path: str, encoding: str, folder: Path) -> Copies:
     names = files_of(path)
     if all(is_plain(name, encoding) for name in names):
         return Copies(path, {})
-    copies = {str(folder / f"{i:06d}.plain"): name for i, name in enumerate(names)}
-    return Copies(f"{glob.escape(str(folder))}/*.plain", copies)
+    copies = {}
+    for i, name in enumerate(names):
+        kept = [part for part in shown(name).split("/")[:-1] if "=" in part]  # columns of its rows
+        copies[str(folder.joinpath(f"{i:06d}", *kept, f"{i:06d}.plain"))] = name
+    return Copies(f"{glob.escape(str(folder))}/**/*.plain", copies)

@@ -1,22 +1,25 @@
 """Packed, encoded and remote files give the dataset of the plain one, and are named as the source has them."""
 
 import bz2
+import dataclasses
 import gzip
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
-from mlprod.config import CsvSource, JsonLinesSource, ParquetSource
+from mlprod.config import Column, CsvSource, JsonLinesSource, ParquetSource, categorical, numeric
 from mlprod.errors import DataError
 from mlprod.etl import sources
 from mlprod.etl.files import files_of
 from mlprod.etl.run import build
 from tests.object_store import BUCKET, Bucket, address, serving
-from tests.plain import numbered, small_config
+from tests.plain import ID, numbered, small_config, table_text
 
 TEXT = numbered(60).replace("id,x,y", "id,x,y,näme").replace("\n", ',"Jö\nrg"\n')
 TEXT = TEXT.replace('näme,"Jö\nrg"', "näme")
@@ -143,3 +146,74 @@ def test_remote_files_are_the_local_ones(bucket, tmp_path, plain_id):
         files_of(address(bucket.port, f"{BUCKET}/raw/none-*"))
     with pytest.raises(DataError, match=r"there is no file 's3://bucket/raw/none\.csv'"):
         id_of(tmp_path / "none", CsvSource(path=address(bucket.port, f"{BUCKET}/raw/none.csv")))
+
+
+# ---- folders -----------------------------------------------------------------------------------------------------------
+
+PARTS = (ID, numeric("x"), categorical("place"), numeric("year", type="int64"))
+
+
+def partitioned(folder: Path) -> tuple[str, str]:
+    """Writes rows as Spark and pyarrow do, in folders of their columns' values; returns the folder, and the rows as CSV."""
+    places, rows = ["New York", "a/b=c", None], range(90)
+    table = pa.table({
+        "id": rows, "x": [i * 0.5 for i in rows], "y": [i % 2 for i in rows], "place": [places[i % 3] for i in rows],
+        "year": pa.array([2020 + i % 2 for i in rows], pa.int32()),
+    })  # fmt: skip
+    size = {"max_rows_per_file": 20, "max_rows_per_group": 20}
+    pads.write_dataset(
+        table, folder / "rows", format="parquet", partitioning=["place", "year"], partitioning_flavor="hive", **size
+    )
+    (folder / "rows" / "_SUCCESS").touch()
+    (folder / "rows" / "_temporary").mkdir()
+    (folder / "rows" / "_temporary" / "half.parquet").write_text("no rows")
+    (folder / "rows" / ".crc").write_text("no rows")
+    text = table_text("id,x,y,place,year", *(tuple(row.values()) for row in table.to_pylist()))
+    return str(folder / "rows"), text
+
+
+@pytest.fixture(scope="module")
+def placed(tmp_path_factory) -> tuple[str, str]:
+    """Returns a partitioned folder, and the id of the dataset of its rows."""
+    folder = tmp_path_factory.mktemp("placed")
+    path, text = partitioned(folder)
+    return path, build(small_config(folder / "csv", text, PARTS))[0].dataset_id
+
+
+@pytest.mark.parametrize("chunk_rows", [7, 1000])
+@pytest.mark.parametrize("type_name", ["int64", "auto"])
+def test_folders_that_name_values_are_columns(chunk_rows, type_name, placed, tmp_path):
+    """Text, numbers and missing values; what is hidden among the files is left out."""
+    path, wanted = placed
+    columns = tuple(dataclasses.replace(c, type=type_name) if c.name == "year" else c for c in PARTS)
+    assert len(files_of(path)) == 6
+    assert id_of(tmp_path, ParquetSource(path=path), columns=columns, chunk_rows=chunk_rows) == wanted
+    assert sources.column_names(ParquetSource(path=path)) == ["id", "x", "y", "place", "year"]
+
+
+def test_what_a_folder_is_called_is_part_of_what_a_source_is(placed, tmp_path):
+    """The same files elsewhere are the same source; under another value they are not."""
+    path = shutil.copytree(placed[0], tmp_path / "rows")
+    identities = [sources.identify(ParquetSource(path=str(p)), ["id"]).description for p in (placed[0], path)]
+    assert identities[0] == identities[1]
+    (path / "place=New%20York").rename(path / "place=Boston")
+    assert sources.identify(ParquetSource(path=str(path)), ["id"]).description != identities[0]
+
+
+def test_a_value_in_a_folders_name_is_told_like_any_other(placed, tmp_path):
+    columns = (ID, numeric("x"), Column(name="place", type="int64", role="input"))
+    with pytest.raises(DataError, match=r"place=.*parquet row 1: column 'place': '.*' is not int64"):
+        id_of(tmp_path, ParquetSource(path=placed[0]), columns=columns)
+    with pytest.raises(DataError, match=r"has no column 'plaice'; did you mean 'place'\?"):
+        id_of(tmp_path, ParquetSource(path=placed[0]), columns=(ID, numeric("x"), categorical("plaice")))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no file fits"):
+        id_of(tmp_path, ParquetSource(path=str(tmp_path / "empty")))
+
+
+def test_a_remote_folder_is_the_local_one(bucket, placed, tmp_path):
+    """Its address ends with a slash; the copies keep what the folders say."""
+    path, wanted = placed
+    bucket.upload(Path(path), "placed")
+    source = ParquetSource(path=address(bucket.port, f"{BUCKET}/placed/"))
+    assert id_of(tmp_path, source, columns=PARTS) == wanted
