@@ -17,7 +17,7 @@ from mlprod.config import Column, SqlSource
 from mlprod.etl import postgres
 from mlprod.etl.connection import connect, named, reached_before
 from mlprod.etl.schema import Loose
-from mlprod.etl.sql import Tables, check_joins, filters, loose, opened, row_of_query, statement
+from mlprod.etl.sql import Tables, check_joins, filters, integer_key, loose, opened, row_of_query, statement
 
 PART_CHUNKS = 4  # of a part, about: a connection and a task's files cost as much as some thousand rows
 
@@ -50,7 +50,7 @@ def cut(source: SqlSource, chunk_rows: int) -> dict[str, Any]:
     with reached_before(), opened(source) as (connection, tables):
         check_joins(connection, tables, source)
         table = tables[source.table]
-        key = _key(table)
+        key = integer_key(table)
         if key is None:
             return {"key": "", "cuts": []}
         position = sa.func.row_number().over(order_by=key).label("position")
@@ -59,12 +59,6 @@ def cut(source: SqlSource, chunk_rows: int) -> dict[str, Any]:
         cuts = connection.execute(sa.select(rows.c.cut).where(every, rows.c.position > 1).order_by(rows.c.cut)).scalars().all()
     # A SQLite column holds what it likes, whatever it is declared as.
     return {"key": key.name, "cuts": list(cuts) if all(type(value) is int for value in cuts) else []}
-
-
-def _key(table: sa.FromClause) -> sa.Column[Any] | None:
-    """Returns the integer column that is a table's primary key, alone."""
-    columns = list(table.primary_key) if isinstance(table, sa.Table) else []
-    return columns[0] if len(columns) == 1 and isinstance(columns[0].type, sa.Integer) else None
 
 
 def parts(ranged: Ranged, names: Sequence[str], chunk_rows: int) -> list[Any]:

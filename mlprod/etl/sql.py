@@ -20,6 +20,7 @@ from mlprod.etl.connection import connected, named, refused
 from mlprod.etl.files import Told, untold
 from mlprod.etl.identity import Identity, rows_bytes
 from mlprod.etl.schema import Loose, require
+from mlprod.hashing import key_of_text
 
 Tables = Mapping[str, sa.FromClause]  # by name; a query's is ""
 # PostgreSQL's numbers of types, where one of ours holds every value.
@@ -76,6 +77,12 @@ def filters(table: sa.FromClause, source: SqlSource) -> list[sa.ColumnElement[bo
     low = [column >= _bound(column, source.watermark, source.start, "start")] if source.start else []
     high = [column < _bound(column, source.watermark, source.stop, "stop")] if source.stop else []
     return [*low, *high]
+
+
+def integer_key(table: sa.FromClause) -> sa.Column[Any] | None:
+    """Returns the integer column that is a table's primary key, alone."""
+    columns = list(table.primary_key) if isinstance(table, sa.Table) else []
+    return columns[0] if len(columns) == 1 and isinstance(columns[0].type, sa.Integer) else None
 
 
 def check_joins(connection: sa.Connection, tables: Tables, source: SqlSource) -> None:
@@ -177,10 +184,14 @@ def sql_stored_types(source: SqlSource) -> dict[str, str]:
 
 
 def sql_identity(source: SqlSource, names: Sequence[str], told: Told = untold) -> Identity:
-    """Returns the query as it is sent, its count and its newest watermark."""
+    """Returns the query as it is sent, its count, and its newest watermark or, where it has none, its last key as a hash.
+
+    A source with neither is not stable: it may change while both queries and counts stay.
+    """
     with opened(source) as (connection, tables):
         select, main, engine = statement(tables, source, names), tables[source.table], connection.engine
-        mark = sa.func.max(main.c[source.watermark]) if source.watermark else sa.null()
+        key = None if source.watermark else integer_key(main)
+        mark = sa.func.max(main.c[source.watermark]) if source.watermark else sa.null() if key is None else sa.func.max(key)
         rows, newest = connection.execute(sa.select(sa.func.count(), mark).select_from(main).where(*filters(main, source))).one()
         joined = [
             connection.execute(sa.select(sa.func.count()).select_from(tables[join.table])).scalar_one() for join in source.joins
@@ -194,6 +205,10 @@ def sql_identity(source: SqlSource, names: Sequence[str], told: Told = untold) -
         "parameters": parameters,
         "rows": rows,
         "joined_rows": joined,
-        "watermark": str(newest),
+        "watermark": str(newest) if key is None else "",
     }
-    return Identity(description=description, expected_bytes=rows_bytes(rows, len(names)), stable=bool(source.watermark))
+    if key is not None:
+        description["last_key"] = f"{key_of_text(str(newest)):016x}"  # the column may be sensitive
+    return Identity(
+        description=description, expected_bytes=rows_bytes(rows, len(names)), stable=bool(source.watermark) or key is not None
+    )
