@@ -22,6 +22,7 @@ from mlprod.etl import bad_rows, report, sources, spill, split
 from mlprod.etl.bad_rows import Bad, sorted_out
 from mlprod.etl.derive import check_hook, derive
 from mlprod.etl.files import Copies
+from mlprod.etl.identity import rows_bytes
 from mlprod.etl.lookups import LookupTable, read_lookup
 from mlprod.etl.schema import FLOAT32_MAX, Loose, beyond_float32, hashable
 from mlprod.etl.settle import KEY, LABEL, ROW, SPLIT, key_hashes
@@ -68,6 +69,10 @@ def _check_values(etl: EtlConfig, rows: pa.Table) -> None:
             raise DataError(f"column {c.name!r} has a value beyond {FLOAT32_MAX:.3g}, which float32 cannot hold; scale it")
 
 
+TOGETHER, MANY = 4, 16  # parts that a task reads, where so many tasks are left: then the spill's batches are fewer and larger
+HELD = 6  # share of a worker's memory, 1 / HELD, that the rows take which wait to be spilled
+
+
 @dataclass(frozen=True)
 class Reading:
     """How the source is read: decided once a build, so that an attempt that follows finds the tasks that are done."""
@@ -78,16 +83,25 @@ class Reading:
     lookups: Sequence[LookupTable]
     chunk_rows: int
     bits: int  # of the hash, by which buckets are cut
+    together: int  # parts a task
+    held_bytes: int  # of rows that wait to be spilled
 
-    def parts(self) -> list[Any]:
-        """Returns what may be read on its own."""
+    def parts(self) -> list[list[Any]]:
+        """Returns what tasks read: some parts each."""
         with self.copies.told():
-            return sources.parts(self.source, [c.name for c in self.columns], self.chunk_rows)
+            found = sources.parts(self.source, [c.name for c in self.columns], self.chunk_rows)
+        return [found[i : i + self.together] for i in range(0, len(found), self.together)]
 
-    def rows(self, etl: EtlConfig, part: Any) -> Iterator[tuple[pa.Table, list[Bad]]]:
-        """Yields the rows of a part in their declared types, with what the lookups add; and those that are not of them."""
+    def chunks(self, parts: Sequence[Any]) -> Iterator[pa.Table | Loose]:
+        """Yields the rows of some parts, see `sources.read`."""
         with self.copies.told():
-            for chunk in sources.read(self.source, part, self.columns, self.chunk_rows):
+            for part in parts:
+                yield from sources.read(self.source, part, self.columns, self.chunk_rows)
+
+    def rows(self, etl: EtlConfig, parts: Sequence[Any]) -> Iterator[tuple[pa.Table, list[Bad]]]:
+        """Yields the rows of parts in their declared types, with what the lookups add; and those that are not of them."""
+        with self.copies.told():
+            for chunk in self.chunks(parts):
                 rows, bad = sorted_out(etl, self.columns, chunk) if isinstance(chunk, Loose) else (chunk, [])
                 for lookup in self.lookups:
                     rows = lookup.join(rows)
@@ -97,18 +111,22 @@ class Reading:
 def plan_reading(etl: EtlConfig, tasks: Tasks, expected_bytes: int) -> Reading:
     """Returns how this build reads its source: as its first attempt decided."""
     work, boot = tasks.work, Path("/proc/sys/kernel/random/boot_id")
+    columns = (*source_columns(etl), label_column(etl))
     left, since = work / "reading.json", boot.read_text().strip() if boot.is_file() else ""
     if not left.is_file() or json.loads(left.read_text())["boot"] != since:  # after a power cut files may hold anything
         shutil.rmtree(work)
         work.mkdir(mode=0o700)
         bits = spill.num_bits(expected_bytes, etl.memory_bytes // tasks.workers)
-        manifest.write_atomically(left, json.dumps({"boot": since, "chunk_rows": etl.chunk_rows, "bits": bits}))
-    columns = (*source_columns(etl), label_column(etl))
+        chunks = expected_bytes // rows_bytes(etl.chunk_rows, len(columns))
+        plan = {"chunk_rows": etl.chunk_rows, "bits": bits, "together": min(max(chunks // MANY, 1), TOGETHER)}
+        manifest.write_atomically(left, json.dumps({"boot": since, **plan}))
     plan, lookups = json.loads(left.read_text()), [read_lookup(x, etl.columns) for x in etl.lookups]
     sources.check_header(etl.source, [c.name for c in columns])
     source, copies = sources.unpacked(etl.source, work / "files", partial(tasks.run, "unpack"))
     source = sources.planned(source, plan["chunk_rows"], partial(tasks.run, "cut"))
-    return Reading(source, copies, columns, lookups, plan["chunk_rows"], plan["bits"])
+    together = max(plan["together"] // sources.part_chunks(source), 1)
+    held_bytes = etl.memory_bytes // tasks.workers // HELD
+    return Reading(source, copies, columns, lookups, plan["chunk_rows"], plan["bits"], together, held_bytes)
 
 
 @dataclass(frozen=True)
@@ -123,7 +141,7 @@ class Extracted:
 def extract(etl: EtlConfig, tasks: Tasks, reading: Reading) -> Extracted:
     """Reads the source, a task a part, into files cut by key hash, so that all rows of a key meet in one bucket."""
     parts = reading.parts()
-    check_hook(etl, (rows for part in parts for rows, _ in reading.rows(etl, part)))
+    check_hook(etl, (rows for some in parts for rows, _ in reading.rows(etl, some)))
     done = tasks.run(
         "extract",
         {f"{i:06d}": partial(extract_part, etl, reading, tasks.work, i, p) for i, p in enumerate(parts)},
@@ -140,11 +158,11 @@ def extract(etl: EtlConfig, tasks: Tasks, reading: Reading) -> Extracted:
     return Extracted(counts, {f"{name}.arrow": left["batches"] for name, left in done.items()}, bad)
 
 
-def extract_part(etl: EtlConfig, reading: Reading, work: Path, number: int, part: Any) -> dict[str, Any]:
-    """Reads a part: its rows in their types, with what is derived and looked up, labelled, hashed, and cut by key hash."""
+def extract_part(etl: EtlConfig, reading: Reading, work: Path, number: int, parts: Sequence[Any]) -> dict[str, Any]:
+    """Reads some parts: their rows in their types, with what is derived and looked up, labelled, hashed, and cut by key hash."""
     counts, left_out = report.Counts(), list[Bad]()
-    with spill.Spill(work / "extract" / f"{number:06d}.arrow") as out:
-        for rows, bad in reading.rows(etl, part):
+    with spill.Spill(work / "extract" / f"{number:06d}.arrow", reading.held_bytes) as out:
+        for rows, bad in reading.rows(etl, parts):
             labelled = rows.filter(pc.is_valid(rows[etl.label.column])) if rows[etl.label.column].null_count else rows
             counts.read += rows.num_rows + len(bad)
             counts.bad += len(bad)

@@ -90,14 +90,13 @@ def first_fitting(column: Column, types: Sequence[str], *, there: bool) -> str:
     return next((name for name in allowed(column) if name in types), unknown(column)) if there else unknown(column)
 
 
-def of_part(reading: Reading, columns: Sequence[Column], part: Any) -> dict[str, Any]:
-    """Returns {column: [types that hold the values of a part, whether there is any]}."""
+def of_parts(reading: Reading, columns: Sequence[Column], parts: Sequence[Any]) -> dict[str, Any]:
+    """Returns {column: [types that hold the values of some parts, whether there is any]}."""
     found = {c.name: (list(allowed(c)), False) for c in columns}
-    with reading.copies.told():
-        for chunk in sources.read(reading.source, part, reading.columns, reading.chunk_rows):
-            for name, (types, there) in found.items():
-                values = _values(chunk, name)
-                found[name] = holding(values, types), there or any_value(values)
+    for chunk in reading.chunks(parts):
+        for name, (types, there) in found.items():
+            values = _values(chunk, name)
+            found[name] = holding(values, types), there or any_value(values)
     return {name: [types, there] for name, (types, there) in found.items()}
 
 
@@ -131,7 +130,7 @@ def found_types(etl: EtlConfig, tasks: Tasks, reading: Reading) -> dict[str, str
     left = [c for c in columns if c.name not in told]
     if left:
         as_text = replace(reading, columns=tuple(replace(c, type="string") for c in left))
-        looks = tasks.run("infer", {f"{i:06d}": partial(of_part, as_text, left, p) for i, p in enumerate(as_text.parts())})
+        looks = tasks.run("infer", {f"{i:06d}": partial(of_parts, as_text, left, p) for i, p in enumerate(as_text.parts())})
         for c in left:
             parts = [look[c.name] for look in looks.values()]
             fitting = [name for name in allowed(c) if all(name in found for found, _ in parts)]

@@ -112,8 +112,6 @@ def publish(build: Build, tasks: Tasks, extracted: Extracted, stored: Stored) ->
     spec = features.FeatureSpec(features=tuple(fitted))
     columns, text = stored_columns(etl, spec), features.dumps(spec)
     splits = {name: split.shards for name, split in written.items()}
-    for path in {dataset / shard.path for shards in splits.values() for shard in shards}:
-        to_disk(path)
     to_disk(dataset / "files" / f"{version:06d}")
     published = Manifest(
         format=manifest.FORMAT, version=version, parent=0, build_key=build.key,

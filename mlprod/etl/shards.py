@@ -57,8 +57,9 @@ class ShardWriter:
         self._sums.append(content_sum)
 
     def close(self) -> Shard:
-        """Ends the file and returns what is to be known of it; `to_disk` makes it last."""
+        """Ends the file, waits until it is on the disk, and returns what is to be known of it."""
         self._writer.close()
+        to_disk(self._path)
         return Shard(
             path=str(self._path.relative_to(self._dataset)), groups=tuple(self._groups), sums=tuple(self._sums),
             bytes=self._path.stat().st_size, sha256=sha256_file(self._path),

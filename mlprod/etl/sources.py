@@ -20,7 +20,7 @@ from mlprod.etl.csv_files import about_rows, csv_chunks, csv_places, row_bytes
 from mlprod.etl.files import Copies, Told, copy_plain, files_of, is_plain, places, stamps, told_of_file, untold
 from mlprod.etl.identity import Identity, of_files
 from mlprod.etl.schema import Loose
-from mlprod.etl.sql import sql_chunks, sql_column_names, sql_identity, sql_stored_types
+from mlprod.etl.sql import sql_chunks, sql_column_names, sql_head, sql_identity, sql_stored_types
 from mlprod.store import is_remote
 
 
@@ -174,6 +174,17 @@ parts.register(ranges.Ranged, ranges.parts)
 
 
 @singledispatch
+def part_chunks(source: Any) -> int:
+    """Returns of about how many chunks a part is."""
+    return 1
+
+
+@part_chunks.register
+def _(source: ranges.Ranged) -> int:
+    return ranges.PART_CHUNKS
+
+
+@singledispatch
 def column_names(source: Any) -> list[str]:
     """Returns the columns that a source has, as far as that is known without reading it."""
     return []
@@ -215,6 +226,9 @@ def _(source: ParquetSource) -> dict[str, str]:
 def head(source: Any, names: Sequence[str], num_rows: int) -> Loose | None:
     """Returns the first rows of a source, at most `num_rows`, however large it is; None where there are none."""
     return next(iter(chunks(source, names, num_rows)), None)
+
+
+head.register(SqlSource, sql_head)
 
 
 @head.register

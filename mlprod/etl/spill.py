@@ -16,12 +16,12 @@ Index = Mapping[str, Batches]  # by file
 
 
 def num_bits(expected_bytes: int, memory_bytes: int) -> int:
-    """Returns how many bits of the hash to cut by, so that a bucket takes at most about a quarter of the memory.
+    """Returns how many bits of the hash to cut by, so that a bucket takes at most about a sixth of the memory.
 
-    A quarter: a bucket is gathered into one table, sorted into another, and encoded. More buckets are smaller reads of every
-    part: at most 10 bits, which is enough for rows that take 250 times the memory.
+    A sixth: a bucket is gathered into one table, sorted into another, and encoded. More buckets are smaller reads of every
+    part: at most 10 bits, which is enough for rows that take 170 times the memory.
     """
-    buckets = max(1, -(-expected_bytes * 4 // memory_bytes))
+    buckets = max(1, -(-expected_bytes * 6 // memory_bytes))
     return min((buckets - 1).bit_length(), 10)
 
 
@@ -33,15 +33,31 @@ def bucket_of(hashes: np.ndarray, bits: int) -> np.ndarray:
 class Spill:
     """Writes tables into one file. A context manager; left without an error, the file is there."""
 
-    def __init__(self, path: Path) -> None:
-        """`path`: of the file, whose folder is there. A file without rows is not made."""
-        self._path, self._half = path, path.with_suffix(".half")
+    def __init__(self, path: Path, held_bytes: int = 0) -> None:
+        """Writes nothing yet; a file without rows is not made.
+
+        Args:
+            path: of the file, whose folder is there.
+            held_bytes: of rows that are gathered before they are written: the larger, the fewer and larger are the batches.
+        """
+        self._path, self._half, self._held_bytes = path, path.with_suffix(".half"), held_bytes
+        self._held = list[tuple[pa.Table, np.ndarray]]()
         self._file: pa.NativeFile | None = None
         self._writer: pa.RecordBatchStreamWriter | None = None
         self.batches: list[tuple[int, int, int]] = []
 
     def add(self, table: pa.Table, bucket: np.ndarray) -> None:
         """Adds rows; `bucket`: uint16[B]. Rows of a bucket keep their order."""
+        self._held.append((table, bucket))
+        if sum(held.nbytes for held, _ in self._held) > self._held_bytes:
+            self._sort()
+
+    def _sort(self) -> None:
+        """Writes the rows that were gathered, bucket by bucket."""
+        if not self._held:
+            return
+        table, bucket = pa.concat_tables(held for held, _ in self._held), np.concatenate([of for _, of in self._held])
+        self._held.clear()
         if (bucket[1:] < bucket[:-1]).any():
             table = table.take(pa.array(np.argsort(bucket, kind="stable")))  # a radix sort, of 16 bits
         counts = np.bincount(bucket)
@@ -64,7 +80,9 @@ class Spill:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Closes the file, and gives it its name unless something went wrong."""
+        """Writes what is left, closes the file, and gives it its name unless something went wrong."""
+        if kind is None:
+            self._sort()
         if self._writer is not None and self._file is not None:
             self._writer.close()
             self._file.close()

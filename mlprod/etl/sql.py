@@ -161,6 +161,12 @@ def sql_chunks(source: SqlSource, names: Sequence[str], chunk_rows: int) -> Iter
         yield from loose(connection, select, source, names, chunk_rows)
 
 
+def sql_head(source: SqlSource, names: Sequence[str], num_rows: int) -> Loose | None:
+    """Returns the first rows that the database gives; raises DataError, ConnectionLost. Joins are not looked at."""
+    with opened(source) as (connection, tables):
+        return next(loose(connection, statement(tables, source, names).limit(num_rows), source, names, num_rows), None)
+
+
 def sql_column_names(source: SqlSource) -> list[str]:
     """Returns the columns of the source's table or query, and those that its joins add."""
     with opened(source) as (_, tables):

@@ -23,11 +23,11 @@ ROWS = st.lists(st.tuples(st.integers(0, 3), st.none() | st.sampled_from(["", "a
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.lists(st.integers(0, MASK), max_size=40), st.integers(0, 8), st.integers(1, 41))
-def test_buckets_in_order_each_sorted_are_all_rows_sorted(tmp_path_factory, words, bits, chunk):
+@given(st.lists(st.integers(0, MASK), max_size=40), st.integers(0, 8), st.integers(1, 41), st.sampled_from([0, 200, 1 << 20]))
+def test_buckets_in_order_each_sorted_are_all_rows_sorted(tmp_path_factory, words, bits, chunk, held):
     folder, index = tmp_path_factory.mktemp("spill"), {}
     for i in range(0, len(words), chunk):
-        with spill.Spill(folder / f"{i}.arrow") as out:
+        with spill.Spill(folder / f"{i}.arrow", held) as out:
             hashes = np.array(words[i : i + chunk], np.uint64)
             table = pa.table({"h": hashes, "i": np.arange(i, i + len(hashes))})
             for half in (table.slice(0, chunk // 2), table.slice(chunk // 2)):
@@ -44,6 +44,17 @@ def test_buckets_in_order_each_sorted_are_all_rows_sorted(tmp_path_factory, word
     assert all(spill.read_bucket(folder, index, w >> (64 - bits), ["i"]).column_names == ["i"] for w in words[:1])
 
 
+def test_rows_that_are_gathered_are_fewer_batches(tmp_path):
+    """A batch a bucket for each time that so many bytes have come, and for the rest."""
+    rows, counts = pa.table({"i": np.arange(100)}), []
+    for held_bytes in (0, 3 * rows.nbytes, 1 << 20):
+        with spill.Spill(tmp_path / f"{held_bytes}.arrow", held_bytes) as out:
+            for _ in range(10):
+                out.add(rows, np.arange(100) % 5)
+        counts.append(len(out.batches))
+    assert counts == [50, 15, 5]
+
+
 def test_a_file_is_there_when_it_is_whole(tmp_path):
     """An error leaves none, and no rows make none."""
     out = spill.Spill(tmp_path / "a.arrow")
@@ -57,9 +68,9 @@ def test_a_file_is_there_when_it_is_whole(tmp_path):
 
 @pytest.mark.parametrize(
     "expected, memory, bits",
-    [(0, 1 << 20, 0), (1 << 18, 1 << 20, 0), ((1 << 18) + 1, 1 << 20, 1), (1 << 20, 1 << 20, 2), (1 << 62, 1 << 30, 10)],
+    [(0, 6 << 20, 0), (1 << 20, 6 << 20, 0), ((1 << 20) + 1, 6 << 20, 1), (4 << 20, 6 << 20, 2), (1 << 62, 1 << 30, 10)],
 )
-def test_a_bucket_takes_a_quarter_of_the_memory(expected, memory, bits):
+def test_a_bucket_takes_a_sixth_of_the_memory(expected, memory, bits):
     assert spill.num_bits(expected, memory) == bits
 
 
