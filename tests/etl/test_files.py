@@ -207,7 +207,7 @@ def test_a_value_in_a_folders_name_is_told_like_any_other(placed, tmp_path):
     with pytest.raises(DataError, match=r"has no column 'plaice'; did you mean 'place'\?"):
         id_of(tmp_path, ParquetSource(path=placed[0]), columns=(ID, numeric("x"), categorical("plaice")))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no file fits"):
+    with pytest.raises(DataError, match="there is no file below"):
         id_of(tmp_path, ParquetSource(path=str(tmp_path / "empty")))
 
 
