@@ -58,7 +58,8 @@ def files_of(path: str) -> list[str]:
         else:
             found = sorted(name for name in glob.glob(path, recursive=True) if Path(name).is_file())
     if not found:
-        raise DataError(f"no file fits {path!r}; mend the path in the config")
+        told = "there is no file below" if Path(path).is_dir() else "no file fits"
+        raise DataError(f"{told} {path!r}; mend the path in the config")
     return found
 
 
