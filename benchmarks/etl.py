@@ -34,7 +34,8 @@ from _figures import Figure, parser_for, publish
 
 from mlprod.config import ByHash, Column, Config, CsvSource, EtlConfig, Label, categorical, numeric
 from mlprod.etl import sources
-from mlprod.etl.extract import label_column, source_columns
+from mlprod.etl.extract import source_columns
+from mlprod.etl.label import label_column
 from mlprod.etl.run import build
 from mlprod.models.mlp import MLPConfig
 
@@ -99,7 +100,7 @@ def mlprod(csv: Path, folder: Path) -> int:
 def parsing(csv: Path, folder: Path) -> int:
     """The floor: the parts of the file, read in their types and dropped."""
     etl = config(csv, folder).etl
-    columns = [*source_columns(etl), label_column(etl)]
+    columns = [*source_columns(etl), label_column(etl.label)]
     parts = sources.parts(etl.source, [c.name for c in columns], etl.chunk_rows)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return sum(pool.map(lambda part: sum(c.num_rows for c in sources.read(etl.source, part, columns, etl.chunk_rows)), parts))

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from mlprod.checkpoint import retention
 from mlprod.checkpoint.copies import Copies
+from mlprod.checkpoint.retention import main_metric
 from mlprod.checkpoint.run_state import Damaged, RunState
 from mlprod.checkpoint.saved import SavedSteps
 from mlprod.config import CheckpointConfig, Config
@@ -106,7 +107,8 @@ def _told(metrics: Mapping[str, float]) -> str:
 
 def _of_interest(metrics: Mapping[str, float], metric: str) -> str:
     """Returns the metric that decides which step is best, or all where none does, as text."""
-    return f"{metrics[metric]:.5f}" if metric in metrics else ("" if metric else _told(metrics))
+    name = main_metric(metrics) if metric == "auto" else metric
+    return f"{metrics[name]:.5f}" if name in metrics else ("" if metric else _told(metrics))
 
 
 def _on_disk(folder: Path) -> tuple[str, str]:

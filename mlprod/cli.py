@@ -74,6 +74,9 @@ def _parser(verb: str) -> argparse.ArgumentParser:
         parser.add_argument("--processes", type=_whole, default=0, help="the run will have (default: as many as here)")
     if verb == "evaluate":
         parser.add_argument("--split", default="eval", choices=("train", "eval", "test"))
+        parser.add_argument(
+            "--by", action="append", default=[], metavar="COLUMN", help="metrics by the values of a stored column too"
+        )
         parser.add_argument("--scores", default="", metavar="FILE", help="write row ids, labels and scores to this Parquet file")
     if verb == "predict":
         parser.add_argument("--input", default="", metavar="CSV|URL", help="rows (default: the config's own source)")

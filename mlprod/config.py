@@ -12,7 +12,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from mlprod.hints import hints_of
 
@@ -139,12 +139,46 @@ class Lookup:
     columns: dict[str, str] = knob(doc="name in the rows -> name in the file", rule=DATA)
 
 
+LABEL_TYPES = ("string", "int64", "bool")
+
+
 @dataclass(kw_only=True, slots=True)
 class Label:
-    """What is learned: 1 where `column` > `above`, else 0. Rows without a value have no label and are left out."""
+    """What is learned: 1 where `column` > `above`, else 0. Rows without a value are left out, whatever the label."""
 
+    task: ClassVar[str] = "binary"
     column: str = knob(doc="numeric; known only afterwards", rule=DATA)
     above: float = knob(0.5, "in the column's units", rule=DATA)
+
+
+@dataclass(kw_only=True, slots=True)
+class Equals:
+    """What is learned: 1 where `column` is `value`, else 0."""
+
+    task: ClassVar[str] = "binary"
+    column: str = knob(doc="known only afterwards", rule=DATA)
+    value: str = knob(doc="as text, such as yes; of a bool 1 or 0", rule=DATA)
+    type: str = knob("string", "of the column", rule=DATA, choices=LABEL_TYPES)
+
+
+@dataclass(kw_only=True, slots=True)
+class Number:
+    """What is learned: the value of `column` itself, by squared error."""
+
+    task: ClassVar[str] = "regression"
+    column: str = knob(doc="numeric; known only afterwards", rule=DATA)
+
+
+@dataclass(kw_only=True, slots=True)
+class Classes:
+    """What is learned: which value `column` has, of all that stand in it."""
+
+    task: ClassVar[str] = "classes"
+    column: str = knob(doc="known only afterwards", rule=DATA)
+    type: str = knob("string", "of the column", rule=DATA, choices=LABEL_TYPES)
+
+
+AnyLabel = Label | Equals | Number | Classes
 
 
 @dataclass(kw_only=True, slots=True)
@@ -197,7 +231,7 @@ class EtlConfig:
     source: SqlSource | CsvSource | ParquetSource | JsonLinesSource = knob(doc="where the rows come from", rule=DATA)
     lookups: tuple[Lookup, ...] = knob((), "small tables joined in memory", rule=DATA)
     columns: tuple[Column, ...] = knob(doc="what is extracted or derived; anything else is left in the source", rule=DATA)
-    label: Label = knob(doc="what is learned", rule=DATA)
+    label: Label | Equals | Number | Classes = knob(doc="what is learned", rule=DATA)
     key: tuple[str, ...] = knob((), "columns that identify a row; predictions carry them", rule=DATA)
     transform: Hook = knob(no_transform, "row-wise hook: pandas chunk in, pandas chunk with the derived columns out", rule=DATA)
     bad_rows: str = knob(
@@ -226,6 +260,13 @@ class EtlConfig:
     )
 
 
+# Of each task: what an evaluation tells, that steps may be compared by.
+METRICS = {
+    "binary": ("log_loss", "auc", "pr_auc", "accuracy", "calibration_error"),
+    "regression": ("rmse", "mae", "r2"),
+    "classes": ("log_loss", "accuracy", "calibration_error"),
+}
+
 # ---- how it is trained -------------------------------------------------------------------------------------------------
 
 
@@ -242,6 +283,16 @@ class LoaderConfig:
     skip: tuple[tuple[int, int], ...] = knob(
         (), "ranges [a, b) of example positions that are not trained on, such as those before a loss spike", unit="examples"
     )
+
+
+@dataclass(kw_only=True, slots=True)
+class LossConfig:
+    """What training minimises, besides what the task says. Evaluation knows none of it."""
+
+    class_weight: str = knob(
+        "none", "`balanced`: every class counts as much as any other, so that scores are no probabilities any more", rule=MUST,
+        choices=("none", "balanced"),
+    )  # fmt: skip
 
 
 @dataclass(kw_only=True, slots=True)
@@ -275,6 +326,9 @@ class EvalConfig:
     batch: int = knob(1024, "also the shape that `predict` pads to", unit="examples", low=1)
     every: int = knob(0, "0: only at the end", unit="steps", low=0)
     auc_rows: int = knob(1 << 24, "up to which AUC is exact; beyond it a histogram's bound is printed", unit="rows", low=1)
+    patience: int = knob(0, "the run stops after so many in a row that were not better by checkpoint.keep_best; 0: never", low=0)
+    min_delta: float = knob(0.0, "by which one must be better to count", low=0.0)
+    use: str = knob("last", "the step that `evaluate` and `predict` take, unless told", choices=("last", "best"))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -286,7 +340,10 @@ class CheckpointConfig:
     strict: bool = knob(False, "stop instead of going back to an older step when the newest is damaged")
     keep_last: int = knob(2, "steps that stay, the newest; more while they were not read back", unit="steps", low=1)
     keep_every: int = knob(0, "steps that are a multiple of it stay; 0: none", unit="steps", low=0)
-    keep_best: str = knob("log_loss", "the step that is best by it stays; '': none", choices=("", "log_loss", "auc", "accuracy"))
+    keep_best: str = knob(
+        "auto", "the step that is best by it stays; `auto`: by log loss, of a number by RMSE; '': none",
+        choices=("", "auto", *sorted({name for names in METRICS.values() for name in names})),
+    )  # fmt: skip
     pins: tuple[int, ...] = knob((), "steps that stay", low=0)
     copies: str = knob("", "folder or address (s3://, gs://) that gets a copy of every step that stays; '': none")
 
@@ -340,6 +397,7 @@ class Config:
     dataset: str = knob(doc="folder of the dataset")
     etl: EtlConfig = knob(doc="rows to dataset", rule=DATA)
     model: Any = knob(doc="a model family's config dataclass with `build(features, rngs)`", rule=MUST)
+    loss: LossConfig = knob(LossConfig, "the loss")
     optim: OptimConfig = knob(OptimConfig, "the optimizer")
     loader: LoaderConfig = knob(LoaderConfig, "dataset to batches")
     mesh: MeshConfig = knob(MeshConfig, "the grid of devices")

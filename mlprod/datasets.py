@@ -184,7 +184,7 @@ def _identity(published: Manifest) -> dict[str, str]:
     return {
         "dataset_id": published.dataset_id, "build_key": published.build_key,
         "source": f"{config['source']['class']}, " + ", ".join(f"{k} {v}" for k, v in source.items()),
-        "label": f"{config['label']['column']} above {config['label']['above']:g}",
+        "label": ", ".join(str(v) for k, v in config["label"].items() if k != "class"),
         "key": ", ".join(config["key"]) or "none", "dedup": config["dedup"],
         "split": f"{config['split']['class']}, " + ", ".join(f"{k} {v}" for k, v in split.items()),
         "rows": ", ".join(f"{published.num_rows(name):,} {name}" for name in SPLITS),

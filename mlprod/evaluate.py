@@ -7,7 +7,7 @@ float32 rounding of one batch.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,26 @@ import pyarrow.parquet as pq
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from mlprod import runtime
+from mlprod import runtime, segments
 from mlprod.checkpoint.copies import Copies
+from mlprod.checkpoint.retention import best_step
 from mlprod.checkpoint.run_state import RunState
 from mlprod.checkpoint.saved import SavedSteps
 from mlprod.config import Config
 from mlprod.data.loader import eval_batches
 from mlprod.errors import ConfigError, DataError, WorkdirError
-from mlprod.metrics import binary_metrics
+from mlprod.features import Target
+from mlprod.metrics import Metric, metrics_of
 from mlprod.parallel.place import fetch, placed_ahead
 from mlprod.plan import Plan, make_plan
+from mlprod.scores import class_names, score_columns, score_fields
 from mlprod.state import TrainState
 from mlprod.step import Score, compile_score
 
 Sink = Callable[[dict[str, np.ndarray]], None]
+SHOWN_CLASSES = 12  # whose confusion has room in a terminal
 
 
 def scored_batches(
@@ -51,23 +56,35 @@ def scored_batches(
             yield fetch(score(state, batch)), dict(host)
 
 
-def evaluate(
-    plan: Plan, score: Score, state: TrainState, split: str, *, limit: int | None = None, sink: Sink | None = None
-) -> dict[str, float]:
-    """Returns the metrics of `state` on a split by name; `sink` is given each batch's row ids, labels and scores."""
-    metrics = binary_metrics(plan.cfg.eval.auc_rows)
-    for sums, batch in scored_batches(plan, score, state, split, limit):
-        for metric in metrics:
-            metric.merge(sums)
-        if sink is not None:
-            real = batch["weight"] > 0
-            ids = np.ascontiguousarray(batch["row_id"]).view("<u8")[:, 0]
-            sink({"row_id": ids[real], "label": batch["label"][real], "score": sums["score"][real]})
+def evaluate(plan: Plan, score: Score, state: TrainState, split: str, *, limit: int | None = None) -> dict[str, float]:
+    """Returns the metrics of `state` on a split by name; `limit`: of at most so many batches."""
+    return values_of(measure(plan, score, state, split, limit=limit))
+
+
+def values_of(metrics: Sequence[Metric]) -> dict[str, float]:
+    """Returns all values by name."""
     return {name: value for metric in metrics for name, value in metric.finish().items()}
 
 
+def measure(
+    plan: Plan, score: Score, state: TrainState, split: str, *, limit: int | None = None, sinks: Sequence[Sink] = ()
+) -> Sequence[Metric]:
+    """Returns the metrics of `state` on a split; `sinks` are given each batch's row ids, labels, weights and scores."""
+    metrics = metrics_of(plan.features.target, plan.cfg.eval.auc_rows)
+    for sums, batch in scored_batches(plan, score, state, split, limit):
+        for metric in metrics:
+            metric.merge(sums)
+        if sinks:
+            real = batch["weight"] > 0
+            ids = np.ascontiguousarray(batch["row_id"]).view("<u8")[:, 0]
+            rows = {"row_id": ids, "label": batch["label"], "weight": batch["weight"], "score": sums["score"]}
+            for sink in sinks:
+                sink({name: values[real] for name, values in rows.items()})
+    return metrics
+
+
 def restore_for(plan: Plan, step: int) -> tuple[TrainState, RunState]:
-    """Returns a trained state and its run JSON: of `step`, or of the newest good step (-1).
+    """Returns a trained state and its run JSON: of `step`; -1: of the newest good one, or the best, as `eval.use` says.
 
     Raises:
         WorkdirError: the run has no checkpoint, or not that one.
@@ -81,6 +98,9 @@ def restore_for(plan: Plan, step: int) -> tuple[TrainState, RunState]:
         raise WorkdirError(
             f"config.workdir={plan.cfg.workdir!r} has no checkpoints; run `mlprod train` with the same config first"
         )
+    if step < 0 and plan.cfg.eval.use == "best":
+        runs = {at: run.metrics for at, run in saved.runs().items() if isinstance(run, RunState)}
+        step = best_step(runs, plan.cfg.checkpoint.keep_best)
     if step >= 0 and step not in saved.steps():
         raise WorkdirError(f"--step={step}: {workdir} has no such checkpoint; it has {saved.steps()}")
     if step >= 0:
@@ -113,9 +133,11 @@ def check_output(option: str, path: str) -> Path:
 class ScoreFile:
     """A Parquet file of row ids, labels and scores, written batch by batch."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, target: Target) -> None:
         """Opens the file."""
-        schema = pa.schema([("row_id", pa.uint64()), ("label", pa.float32()), ("score", pa.float32())])
+        self._target = target
+        label = pa.string() if target.task == "classes" else pa.float32()
+        schema = pa.schema([("row_id", pa.uint64()), ("label", label), *score_fields(target)])
         try:
             self._writer = pq.ParquetWriter(path, schema)
         except OSError as error:
@@ -123,7 +145,9 @@ class ScoreFile:
 
     def __call__(self, rows: dict[str, np.ndarray]) -> None:
         """Adds rows: arrays [K] by column."""
-        self._writer.write_table(pa.table(rows, schema=self._writer.schema))
+        label = class_names(self._target, rows["label"]) if self._target.task == "classes" else pa.array(rows["label"])
+        columns = {"row_id": pa.array(rows["row_id"]), "label": label, **score_columns(self._target, rows["score"])}
+        self._writer.write_table(pa.table(columns, schema=self._writer.schema))
 
     def close(self) -> None:
         """Ends the file."""
@@ -136,8 +160,27 @@ def show(metrics: dict[str, float], title: str) -> None:
     console.print(title)
     table = Table("metric", "value", box=SIMPLE_HEAD, pad_edge=False)
     for name, value in metrics.items():
-        table.add_row(name, f"{value:,.0f}" if name == "rows" else f"{value:.6f}")
+        table.add_row(name, f"{value:,.0f}" if name == "rows" else f"{value:.6g}")
     console.print(table)
+
+
+def show_figures(figures: Mapping[str, Any]) -> None:
+    """Prints the tables that decide on a threshold, or tell which classes are taken for which."""
+    console = Console(highlight=False)
+    if "thresholds" in figures:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        for head in ("positive from score", "precision", "recall", "share of rows"):
+            table.add_column(head, justify="right")
+        for threshold, *shares in figures["thresholds"]:
+            table.add_row(f"{threshold:g}", *(f"{part:.4f}" for part in shares))
+        console.print(table)
+    if 0 < len(figures.get("classes", ())) <= SHOWN_CLASSES:
+        table = Table("class, told as", box=SIMPLE_HEAD, pad_edge=False)
+        for name in figures["classes"]:
+            table.add_column(Text(name), justify="right")
+        for name, counts in zip(figures["classes"], figures["confusion"], strict=True):
+            table.add_row(Text(name), *(f"{count:,}" for count in counts))
+        console.print(table)
 
 
 def main(cfg: Config, options: argparse.Namespace) -> None:
@@ -147,14 +190,21 @@ def main(cfg: Config, options: argparse.Namespace) -> None:
     plan = make_plan(cfg, jax.devices())
     if not plan.manifest.num_rows(options.split):
         raise DataError(f"--split={options.split} of {cfg.dataset} has no rows; raise its share in config.etl.split")
+    columns = segments.check_columns(plan, options.by)
     state, run = restore_for(plan, options.step)
-    sink = ScoreFile(options.scores) if options.scores else None
-    metrics = evaluate(plan, compile_score(plan.model, plan.placement), state, options.split, sink=sink)
-    if sink is not None:
-        sink.close()
+    written = ScoreFile(options.scores, plan.features.target) if options.scores else None
+    scored = segments.Scored() if columns else None
+    sinks: list[Sink] = [sink for sink in (written, scored) if sink is not None]
+    found = measure(plan, compile_score(plan.model, plan.placement), state, options.split, sinks=sinks)
+    if written is not None:
+        written.close()
+    metrics, figures = values_of(found), {name: figure for metric in found for name, figure in metric.figures().items()}
+    rows = scored.rows() if scored is not None else {}
+    by = {column.name: segments.by_segment(plan, options.split, column, rows) for column in columns}
     show(metrics, f"{cfg.name}, step {run.step}, {options.split} split")
+    show_figures(figures)
+    segments.show(by)
     path = Path(cfg.workdir) / "evaluations" / f"{options.split}-{run.step:08d}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(
-        json.dumps({"step": run.step, "split": options.split, "dataset_id": run.dataset_id, "metrics": metrics}, indent=1)
-    )
+    told = {"step": run.step, "split": options.split, "dataset_id": run.dataset_id, "task": plan.features.target.task}
+    path.write_text(json.dumps({**told, "metrics": metrics, "by": by, "figures": figures}, indent=1))

@@ -50,10 +50,23 @@ class Feature:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """What is learned, as the training split has it."""
+
+    task: str = "binary"  # or "regression", "classes"
+    column: str = ""  # that it comes from
+    mean: float = 0.0  # of the labels: the share of positives
+    std: float = 1.0  # of the labels
+    classes: tuple[str, ...] = ()  # as text, sorted, of all splits; a label is its number
+    counts: tuple[int, ...] = ()  # training rows of each class
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FeatureSpec:
     """The whole fitted transform, in the order in which features are stored."""
 
     features: tuple[Feature, ...]
+    target: Target = Target()
 
     @property
     def numeric(self) -> tuple[Feature, ...]:
@@ -121,6 +134,7 @@ def loads(text: str) -> FeatureSpec:
     try:
         body: dict[str, Any] = json.loads(text)
         features = [Feature(**{**f, "vocabulary": tuple(f["vocabulary"])}) for f in body["features"]]
+        fitted: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in body.get("target", {}).items()}
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"not a fitted transform: {type(error).__name__}: {error}; build the dataset again") from error
-    return FeatureSpec(features=tuple(features))
+    return FeatureSpec(features=tuple(features), target=Target(**fitted))

@@ -28,10 +28,11 @@ from mlprod.etl.infer import with_types
 from mlprod.etl.lookups import LookupTable, read_lookup
 from mlprod.etl.schema import ARROW, Loose, beyond_float32, cast_chunk, raw_column
 from mlprod.evaluate import check_output, restore_for
-from mlprod.features import apply
+from mlprod.features import Target, apply
 from mlprod.hashing import PAD_ID
 from mlprod.parallel.place import fetch, to_devices
 from mlprod.plan import Plan, make_plan
+from mlprod.scores import score_columns, score_fields
 from mlprod.state import TrainState
 from mlprod.step import Score, compile_score
 from mlprod.validation import refuse_password
@@ -93,7 +94,7 @@ def model_arrays(plan: Plan, rows: pa.Table) -> dict[str, np.ndarray]:
 
 
 def score_rows(plan: Plan, score: Score, state: TrainState, arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """Returns float32[B]: scores, computed in batches of the evaluation's shape."""
+    """Returns float32[B], or [B, C] of classes: scores, computed in batches of the evaluation's shape."""
     size, ranges = plan.eval_order.global_batch, plan.eval_ranges
     sharding, num_rows = plan.placement.batch(size), len(arrays["numeric"])
     scores = []
@@ -104,11 +105,11 @@ def score_rows(plan: Plan, score: Score, state: TrainState, arrays: dict[str, np
         batch |= {"label": np.zeros(size, np.float32), "weight": np.ones(size, np.float32)}
         batch["row_id"] = np.full((size, 2), PAD_ID & 0xFFFFFFFF, np.uint32)
         scores.append(fetch(score(state, to_devices(batch, sharding, ranges, size)))["score"][: size - short])
-    return np.concatenate(scores) if scores else np.zeros(0, np.float32)
+    return np.concatenate(scores)
 
 
 def predictions(plan: Plan, score: Score, state: TrainState, source: Any, limit: int) -> Iterator[pa.Table]:
-    """Yields output rows chunk by chunk: the key columns, `score` and `reason`. `limit`: 0 for all rows."""
+    """Yields output rows chunk by chunk: the key columns, the scores and `reason`. `limit`: 0 for all rows."""
     etl, done = typed_etl(plan), 0
     lookups = [read_lookup(lookup, etl.columns) for lookup in etl.lookups]
     names = [c.name for c in source_columns(etl)]
@@ -117,9 +118,10 @@ def predictions(plan: Plan, score: Score, state: TrainState, source: Any, limit:
         if limit:
             rows, reasons = rows.slice(0, limit - done), reasons[: limit - done]
         good = np.array([reason is None for reason in reasons], bool)
-        scores = np.where(good, score_rows(plan, score, state, model_arrays(plan, rows)), np.float32(0))
-        columns = {name: rows[name] for name in etl.key}
-        columns["score"] = pa.array(scores.astype(np.float32), pa.float32(), mask=~good)
+        if not rows.num_rows:
+            continue
+        scores = score_rows(plan, score, state, model_arrays(plan, rows))
+        columns = {name: rows[name] for name in etl.key} | score_columns(plan.features.target, scores, good)
         columns["reason"] = pa.array(reasons, pa.string())
         yield pa.table(columns)
         done += rows.num_rows
@@ -127,11 +129,11 @@ def predictions(plan: Plan, score: Score, state: TrainState, source: Any, limit:
             return
 
 
-def output_schema(etl: EtlConfig, metadata: dict[str, str]) -> pa.Schema:
+def output_schema(etl: EtlConfig, target: Target, metadata: dict[str, str]) -> pa.Schema:
     """Returns the schema of a prediction file, provenance in its metadata."""
     types = {c.name: ARROW[c.type] for c in etl.columns}
     keys = [pa.field(name, types[name]) for name in etl.key]
-    return pa.schema([*keys, pa.field("score", pa.float32()), pa.field("reason", pa.string())], metadata=metadata)
+    return pa.schema([*keys, *score_fields(target), pa.field("reason", pa.string())], metadata=metadata)
 
 
 def provenance(plan: Plan, run: RunState) -> dict[str, str]:
@@ -154,7 +156,7 @@ def main(cfg: Config, options: argparse.Namespace) -> None:
     rows = scored = 0
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(temporary, output_schema(typed_etl(plan), provenance(plan, run))) as writer:
+        with pq.ParquetWriter(temporary, output_schema(typed_etl(plan), plan.features.target, provenance(plan, run))) as writer:
             for table in predictions(plan, compile_score(plan.model, plan.placement), state, source, options.limit):
                 writer.write_table(table.cast(writer.schema))
                 rows, scored = rows + table.num_rows, scored + table.num_rows - table["score"].null_count

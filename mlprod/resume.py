@@ -21,7 +21,7 @@ from mlprod.plan import Plan
 from mlprod.state import TrainState, create
 
 # Fields that decide bits.
-ARITHMETIC = ("steps", "epochs", "model", "optim", "mesh", "runtime", "eval.batch", "loader.skip", "bad_numbers")
+ARITHMETIC = ("steps", "epochs", "model", "optim", "mesh", "runtime", "eval.batch", "loader.skip", "bad_numbers", "loss")
 
 
 def start(plan: Plan, store: Store) -> tuple[TrainState, RunState]:
@@ -59,10 +59,12 @@ def roll_back(plan: Plan, store: Store, run: RunState, bad: RollBack, number: in
         raise TrainingError(f"{bad}; the run was rolled back {cfg.limit} times before it (config.bad_numbers.limit)")
     store.forget_after(left_out[0])
     restored = store.restore_newest(plan.abstract, plan.where)
-    state, found = restored or (_first_state(plan), dataclasses.replace(run, step=0, next_example=0))
+    state, found = restored or (_first_state(plan), dataclasses.replace(run, step=0, next_example=0, progress={}))
     skipped = joined((*run.skipped, *found.skipped, left_out))
     print(f"mlprod: {bad}; going back to step {found.step}, examples {left_out} are left out", file=sys.stderr, flush=True)
-    return state, dataclasses.replace(run, step=found.step, next_example=found.next_example, skipped=skipped)
+    return state, dataclasses.replace(
+        run, step=found.step, next_example=found.next_example, skipped=skipped, progress=found.progress
+    )
 
 
 def _fresh_run(plan: Plan) -> RunState:

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding
 from mlprod.errors import ConfigError, LayoutError
 from mlprod.features import FeatureSpec
 from mlprod.models.protocol import Batch, ModelConfig, Table
+from mlprod.objective import objective_of
 from mlprod.parallel.layouts import Placement, dims_of
 
 Tree = dict[str, Any]
@@ -38,6 +39,7 @@ class ModelDef(NamedTuple):
     graph: Any
     dims: Mapping[str, tuple[str, ...]]
     id_names: tuple[str, ...]  # of the columns of a placed batch's "ids"
+    objective: Any  # what its outputs mean, an `objective.Objective`
 
     def named(self, placed: Mapping[str, jax.Array]) -> Batch:
         """Returns a batch as the model sees it: the columns of "ids", int32[B, M], by the names of their features, int32[B]
@@ -95,7 +97,8 @@ def define_model(cfg: ModelConfig, features: FeatureSpec) -> ModelDef:
             f"config.model: {type(model).__name__} has no DIMS, the table from parameter paths to names of their dims"
         )
     graph = nnx.split(model, nnx.Param, Table, ...)[0]
-    return ModelDef(graph, type(model).DIMS, tuple(f.name for f in features.categorical))
+    names = tuple(f.name for f in features.categorical)
+    return ModelDef(graph, type(model).DIMS, names, objective_of(features.target))
 
 
 def abstract_state(

@@ -39,6 +39,7 @@ def compile_update(
     placement: Placement,
     *,
     skip_bad: bool = False,
+    balanced: bool = False,
 ) -> Update:
     """Returns the training step: (state, batch) -> (state after one update, sums).
 
@@ -48,15 +49,17 @@ def compile_update(
 
     Args:
         skip_bad: where loss or gradient are not finite, leave all as it was but the step's number.
+        balanced: every class counts as much as any other, see `Objective.class_weights`.
     """
 
     def update(state: TrainState, placed: Placed) -> tuple[TrainState, Sums]:
         batch = model.named(placed)
+        weighed = {**batch, "weight": batch["weight"] * model.objective.class_weights(batch["label"])} if balanced else batch
 
         def mean_loss(trained: dict[str, Any]) -> tuple[jax.Array, Any]:
             rngs = nnx.Rngs(dropout=key_for(seed, state.step, "dropout"))
             module = model.merge(trained["params"], trained["tables"], state.model_state)
-            total, weight = module.loss(module(batch, rngs=rngs), batch)["loss"]
+            total, weight = module.loss(module(batch, rngs=rngs), weighed)["loss"]
             return total / weight, (total, weight, model.split(module)[2])
 
         trained = {"params": state.params, "tables": state.tables}
@@ -97,7 +100,7 @@ def compile_score(model: ModelDef, placement: Placement) -> Score:
     def score(state: TrainState, placed: Placed) -> Sums:
         batch = model.named(placed)
         module = model.merge(state.params, state.tables, state.model_state)
-        logits = module(batch)
-        return batch_sums(logits, module.loss(logits, batch)["loss"], batch)
+        outputs = module(batch)
+        return batch_sums(model.objective, outputs, module.loss(outputs, batch)["loss"], batch)
 
     return jax.jit(score, out_shardings=placement.replicated())

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax
 
-from mlprod import runtime
+from mlprod import early_stop, runtime
 from mlprod.bad_numbers import RollBack, Watch, finite, joined
 from mlprod.checkpoint.run_state import RunState
 from mlprod.checkpoint.store import Store
@@ -91,12 +91,17 @@ def _loop(
     """Takes the steps that are left. The order of what happens between two steps is what makes a resume exact."""
     cfg = plan.cfg
     skip_bad = cfg.bad_numbers.policy == "skip"
-    update = compile_update(plan.model, plan.optimizer, plan.rate, cfg.seed, plan.where, plan.placement, skip_bad=skip_bad)
+    balanced = cfg.loss.class_weight == "balanced"
+    update = compile_update(
+        plan.model, plan.optimizer, plan.rate, cfg.seed, plan.where, plan.placement, skip_bad=skip_bad, balanced=balanced
+    )
     score = compile_score(plan.model, plan.placement)
     watch = Watch(cfg.bad_numbers, gradient_paths(plan.abstract), plan.order.global_batch)
     late, agreed, saved_at = Late(tracker, line, watch), Agreement(), time.monotonic()
     step, after, saved = run.step, run.next_example, run.step or -1
-    positions = drawn_positions(after, plan.steps - step, plan.order.global_batch, joined((*cfg.loader.skip, *run.skipped)))
+    over = early_stop.is_over(run.progress, cfg)
+    left = 0 if over else plan.steps - step
+    positions = drawn_positions(after, left, plan.order.global_batch, joined((*cfg.loader.skip, *run.skipped)))
     with _batches(plan, positions, line) as batches:
         for position in positions:
             with ledger.spent("data wait"):
@@ -109,18 +114,24 @@ def _loop(
                 step, after = step + 1, position + plan.order.global_batch
                 late.report(step, after, sums, drawn[0])  # fetches the step before: the devices never wait for us
             metrics: dict[str, float] = {}
+            better = False
             if step == plan.steps or _due(step, cfg.eval.every):
                 with ledger.spent("evaluate"):
                     late.flush()
                     metrics = _evaluate(plan, score, state, step, after, tracker, line)
+                run = dataclasses.replace(run, progress=early_stop.after(run.progress, step, metrics, cfg))
+                over, better = early_stop.is_over(run.progress, cfg), run.progress["step"] == step
             store.check()
             time_is_up, stopped = agreed(save=time.monotonic() - saved_at >= cfg.checkpoint.every_s, stop=stop.requested)
-            if step == plan.steps or _due(step, cfg.checkpoint.every) or time_is_up:
+            keep = better and cfg.eval.patience > 0
+            if step == plan.steps or over or keep or _due(step, cfg.checkpoint.every) or time_is_up:
                 _save(plan, state, run, step, after, store, late, ledger, metrics)
                 saved, saved_at = step, time.monotonic()
-            if stopped:
+            if stopped or over:
                 break
-    if step < plan.steps:
+    if over:
+        line.say(f"stopped at step {step}: {cfg.eval.patience} evaluations were not better than step {run.progress['step']:.0f}")
+    elif step < plan.steps:
         if saved < step:
             _save(plan, state, run, step, after, store, late, ledger, {})
         store.finish_save()

@@ -12,6 +12,7 @@ from typing import Any
 
 from mlprod.config import (
     AUTO,
+    METRICS,
     STORAGE_TYPES,
     ByColumn,
     ByGroup,
@@ -20,6 +21,7 @@ from mlprod.config import (
     Column,
     Config,
     CsvSource,
+    Equals,
     EtlConfig,
     SqlSource,
     walk,
@@ -69,8 +71,22 @@ def validate(cfg: Config) -> None:
         raise ConfigError(
             f"config.loader.num_lanes={cfg.loader.num_lanes} does not divide config.loader.global_batch={cfg.loader.global_batch}"
         )
+    _validate_evaluation(cfg)
     _validate_skip(cfg.loader.skip, cfg.loader.global_batch)
     validate_etl(cfg.etl)
+
+
+def _validate_evaluation(cfg: Config) -> None:
+    """A metric that the task has, and evaluations to stop by or to choose among."""
+    metric, known = cfg.checkpoint.keep_best, METRICS[cfg.etl.label.task]
+    if metric not in ("", "auto", *known):
+        raise ConfigError(
+            f"config.checkpoint.keep_best={metric!r} is no metric of {cfg.etl.label.task}; give one of {', '.join(known)}"
+        )
+    if not metric and (cfg.eval.patience or cfg.eval.use == "best"):
+        raise ConfigError("config.checkpoint.keep_best='' names no metric, by which config.eval.patience and use='best' go")
+    if cfg.eval.patience and not cfg.eval.every:
+        raise ConfigError(f"config.eval.patience={cfg.eval.patience} needs config.eval.every, the steps between evaluations")
 
 
 def _validate_skip(skip: tuple[tuple[int, int], ...], global_batch: int) -> None:
@@ -206,10 +222,21 @@ def _validate_roles(etl: EtlConfig) -> None:
         key = clash.removeprefix("key_")
         raise ConfigError(f"config.etl.columns: {clash!r} is the stored name of the key column {key!r}; rename it")
     label = etl.label.column
+    _validate_label(etl)
     if label in names:
         raise ConfigError(f"config.etl.label.column={label!r} is also in config.etl.columns; the label must not be a feature")
     if not any(column.role == "feature" for column in etl.columns):
         raise ConfigError("config.etl.columns has no column with role 'feature'")
+
+
+def _validate_label(etl: EtlConfig) -> None:
+    """A value that its column can have."""
+    label = etl.label
+    if not isinstance(label, Equals) or label.type == "string":
+        return
+    if not re.fullmatch(r"-?\d+" if label.type == "int64" else "[01]", label.value):
+        of = "a whole number" if label.type == "int64" else "0 or 1"
+        raise ConfigError(f"config.etl.label.value={label.value!r} must be {of}, for config.etl.label.type={label.type!r}")
 
 
 def _validate_names(field: str, named: tuple[str, ...], known: list[str]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from mlprod.config import CheckpointConfig
 
-HIGHER_IS_BETTER = {"log_loss": False, "auc": True, "accuracy": True}
+HIGHER_IS_BETTER = ("auc", "pr_auc", "accuracy", "r2")
 
 Metrics = Mapping[str, float]
 
@@ -30,9 +30,22 @@ def reasons(steps: Mapping[int, Metrics], cfg: CheckpointConfig) -> dict[int, li
 
 def best_step(steps: Mapping[int, Metrics], metric: str) -> int:
     """Returns the step that is best by a metric, the later of equal ones; -1 where none has it. NaN is never best."""
-    values = {step: metrics[metric] for step, metrics in steps.items() if math.isfinite(metrics.get(metric, math.nan))}
-    sign = 1 if HIGHER_IS_BETTER.get(metric, True) else -1
-    return max(values, key=lambda step: (sign * values[step], step), default=-1)
+    values = {step: quality(metrics, metric) for step, metrics in steps.items()}
+    return max((step for step in steps if values[step] > -math.inf), key=lambda step: (values[step], step), default=-1)
+
+
+def quality(metrics: Metrics, metric: str) -> float:
+    """Returns a metric so that more is better; minus infinity where it is not there, or NaN. `auto`: the task's own."""
+    name = main_metric(metrics) if metric == "auto" else metric
+    value = metrics.get(name, math.nan)
+    if not math.isfinite(value):
+        return -math.inf
+    return value if name in HIGHER_IS_BETTER else -value
+
+
+def main_metric(metrics: Metrics) -> str:
+    """Returns the metric of a task that its loss is."""
+    return "log_loss" if "log_loss" in metrics else "rmse"
 
 
 def superfluous(steps: Mapping[int, Metrics], good: int, cfg: CheckpointConfig) -> list[int]:

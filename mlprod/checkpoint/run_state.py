@@ -35,6 +35,7 @@ class RunState:
     skipped: tuple[tuple[int, int], ...] = ()  # examples [a, b) that are left out: as the config says, or after bad numbers
     ledger: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)  # of an evaluation of this very step
+    progress: Mapping[str, float] = field(default_factory=dict)  # of the evaluations so far, see `early_stop.py`
     leaves: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # path -> shape, dtype, digest
     format: int = FORMAT
 

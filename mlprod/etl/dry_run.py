@@ -19,7 +19,8 @@ from mlprod.config import AUTO, Column, Config, EtlConfig, SqlSource
 from mlprod.errors import DataError
 from mlprod.etl import infer, sources
 from mlprod.etl.derive import check_row_wise, derive
-from mlprod.etl.extract import label_column, source_columns
+from mlprod.etl.extract import source_columns
+from mlprod.etl.label import described, label_column, said
 from mlprod.etl.lookups import read_lookup
 from mlprod.etl.schema import Loose, cast_chunk
 from mlprod.validation import validate_etl
@@ -45,14 +46,14 @@ def look(etl: EtlConfig) -> Look:
         DataError: the source, a lookup or a column is missing, there are no rows, or the hook fails on them.
     """
     lookups = [read_lookup(lookup, etl.columns) for lookup in etl.lookups]
-    names = [c.name for c in [*source_columns(etl), label_column(etl)]]
+    names = [c.name for c in [*source_columns(etl), label_column(etl.label)]]
     sources.check_header(etl.source, names)
     chunk = sources.head(etl.source, names, SAMPLE_ROWS)
     if chunk is None:
         raise DataError("the source has no rows; check config.etl.source and its filters")
     etl = infer.with_types(etl, _types(etl, chunk))
     validate_etl(etl)
-    rows, bad = cast_chunk(chunk, [*source_columns(etl), label_column(etl)])
+    rows, bad = cast_chunk(chunk, [*source_columns(etl), label_column(etl.label)])
     rows = rows.filter(pa.array([i not in bad for i in range(rows.num_rows)]))
     for lookup in lookups:
         rows = lookup.join(rows)
@@ -81,11 +82,8 @@ def main(cfg: Config) -> None:
     console.print(f"{_described(etl)}; nothing is built, {cfg.dataset} stays as it is", markup=False, soft_wrap=True)
     console.print(_columns(seen, cfg.etl, shown_rows=3 if console.width >= WIDE else 1))
     label = rows[etl.label.column].drop_null()
-    positive = pc.mean(pc.cast(pc.greater(label, etl.label.above), pa.float64())).as_py() or 0.0
     console.print(f"of the first {seen.chunk.num_rows:,} rows:")
-    console.print(
-        f"  label {etl.label.column} > {etl.label.above:g}: {positive:.1%} of {len(label):,} with a value", markup=False
-    )
+    console.print(f"  label {described(etl.label)}: {_label_seen(etl, label)} {len(label):,} with a value", markup=False)
     if seen.bad:
         first = min(seen.bad)
         console.print(
@@ -97,6 +95,14 @@ def main(cfg: Config) -> None:
         console.print("  types marked * are of these rows; the build looks at every value")
     if seen.unused:
         console.print(f"left in the source: {', '.join(seen.unused)}", markup=False, soft_wrap=True)
+
+
+def _label_seen(etl: EtlConfig, values: pa.ChunkedArray) -> str:
+    """Returns what the labels of some values come to, in words that `of` or `over` their number follows."""
+    if etl.label.task == "classes":
+        return f"{len(pc.unique(values))} classes in"
+    mean = pc.mean(said(etl.label, values)).as_py() or 0.0
+    return f"{mean:.1%} of" if etl.label.task == "binary" else f"mean {mean:.6g} of"
 
 
 def _described(etl: EtlConfig) -> str:

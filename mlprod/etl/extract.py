@@ -23,6 +23,7 @@ from mlprod.etl.bad_rows import Bad, sorted_out
 from mlprod.etl.derive import check_hook, derive
 from mlprod.etl.files import Copies
 from mlprod.etl.identity import rows_bytes
+from mlprod.etl.label import label_column, said
 from mlprod.etl.lookups import LookupTable, read_lookup
 from mlprod.etl.schema import FLOAT32_MAX, Loose, beyond_float32, hashable
 from mlprod.etl.settle import KEY, LABEL, ROW, SPLIT, key_hashes
@@ -36,19 +37,13 @@ def source_columns(etl: EtlConfig) -> list[Column]:
     return [c for c in etl.columns if not c.derived and c.name not in looked_up]
 
 
-def label_column(etl: EtlConfig) -> Column:
-    """Returns the raw label as a column of the source."""
-    return Column(name=etl.label.column, type="float64", role="label")
-
-
 def _hashed(etl: EtlConfig, rows: pa.Table) -> pa.Table:
     """Returns the rows with row hash, key hash where there is a key, and split."""
     extracted = [c.name for c in etl.columns if not c.derived]
     row = hash_columns({n: hashable(rows[n]) for n in [*extracted, etl.label.column]}, rows.num_rows, etl.hash_seed)
     key = hash_columns({n: hashable(rows[n]) for n in etl.key}, rows.num_rows, etl.hash_seed) if etl.key else row
     code = split.assign(etl.split, rows, key, etl.hash_seed)
-    label = pc.cast(pc.greater(rows[etl.label.column], etl.label.above), pa.float32())
-    added = {LABEL: label, ROW[0]: row.hi, ROW[1]: row.lo, SPLIT: code}
+    added = {LABEL: said(etl.label, rows[etl.label.column]), ROW[0]: row.hi, ROW[1]: row.lo, SPLIT: code}
     if etl.key:
         added |= {KEY[0]: key.hi, KEY[1]: key.lo}
     for name, values in added.items():
@@ -111,7 +106,7 @@ class Reading:
 def plan_reading(etl: EtlConfig, tasks: Tasks, expected_bytes: int) -> Reading:
     """Returns how this build reads its source: as its first attempt decided."""
     work, boot = tasks.work, Path("/proc/sys/kernel/random/boot_id")
-    columns = (*source_columns(etl), label_column(etl))
+    columns = (*source_columns(etl), label_column(etl.label))
     left, since = work / "reading.json", boot.read_text().strip() if boot.is_file() else ""
     if not left.is_file() or json.loads(left.read_text())["boot"] != since:  # after a power cut files may hold anything
         shutil.rmtree(work)

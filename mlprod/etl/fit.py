@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from mlprod.config import Column
 from mlprod.errors import DataError
 from mlprod.etl.schema import combined
-from mlprod.features import Feature, FeatureSpec, as_text
+from mlprod.features import Feature, FeatureSpec, Target, as_text
 
 _DIGIT = 16
 _LAST = (1 << 64) - 1
@@ -247,7 +247,17 @@ def _value_counts(columns: Sequence[Column], table: pa.Table) -> dict[str, dict[
     return counts
 
 
-def fit(over: Over, columns: Sequence[Column]) -> FeatureSpec:
+def classes(over: Mapping[str, Over], column: Column) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Returns (classes as text, sorted; training rows of each) from the labels of every split."""
+    counts: dict[str, Counter[str]] = {split: Counter() for split in over}
+    for split, some in over.items():
+        for found in some(partial(_value_counts, [column])):
+            counts[split].update(found[column.name])
+    names = tuple(sorted(set().union(*counts.values())))
+    return names, tuple(counts["train"][name] for name in names)
+
+
+def fit(over: Over, columns: Sequence[Column], target: Target) -> FeatureSpec:
     """Fits the features among `columns` over the tables of the training split; means and scales follow when it is written."""
     features = [c for c in columns if c.role == "feature"]
     medians = lower_medians(over, [c for c in features if c.kind == "numeric"])
@@ -258,5 +268,6 @@ def fit(over: Over, columns: Sequence[Column]) -> FeatureSpec:
             if c.kind == "numeric"
             else Feature(name=c.name, kind=c.kind, vocabulary=words[c.name])
             for c in features
-        )
+        ),
+        target=target,
     )

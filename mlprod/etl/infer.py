@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 from mlprod.config import AUTO, Column, EtlConfig
 from mlprod.etl import sources
 from mlprod.etl.blocks import times_of
-from mlprod.etl.extract import Reading, label_column, source_columns
+from mlprod.etl.extract import Reading, source_columns
+from mlprod.etl.label import label_column
 from mlprod.etl.schema import ARROW, FALSE, TEXT, TRUE, Loose, parse
 from mlprod.etl.tasks import Tasks
 from mlprod.validation import validate_etl
@@ -148,4 +149,4 @@ def resolved(etl: EtlConfig, tasks: Tasks, reading: Reading) -> tuple[EtlConfig,
     etl = with_types(etl, types)
     if types:
         validate_etl(etl)
-    return etl, replace(reading, columns=(*source_columns(etl), label_column(etl))), types
+    return etl, replace(reading, columns=(*source_columns(etl), label_column(etl.label))), types

@@ -8,6 +8,7 @@ bring eight packages and a cache of fonts in the user's home.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import jinja2
 
 from mlprod.etl import report
+from mlprod.etl.alone import MEASURES
 
 WIDTH, HEIGHT = 320, 90
 
@@ -28,6 +30,7 @@ def render(body: Mapping[str, Any]) -> str:
     engine.filters |= {"visible": report.visible, "number": report.number}
     shown: dict[str, Any] = {"ends": ends, "picture": picture}
     shown |= {"becomes": report.becomes, "filled": report.filled, "middle": report.middle, "share": report.share}
+    shown |= {"means": report.MEANS, "measures": MEASURES, "mean_label": partial(report.mean_label, body)}
     template = engine.get_template("page.html")
     return template.render(body, dropped=report.DROPPED, count="{:,}".format, **shown)
 

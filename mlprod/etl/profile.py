@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlprod.config import Column
-from mlprod.etl.schema import combined, raw_column
-from mlprod.etl.settle import LABEL
-from mlprod.features import Feature, FeatureSpec, apply
+from mlprod.etl.alone import told_alone
+from mlprod.etl.schema import combined
+from mlprod.features import Feature, FeatureSpec, Target
 
 BINS = 20  # of a histogram
 TAIL = 0.005  # share of the training rows that a histogram leaves out at each end
@@ -45,13 +45,13 @@ class Profile:
     psi: float | None = None
     psi_by_chance: float = 0.0  # what few rows give where there is no drift
     ks: float | None = None
-    auc: float | None = None  # of the feature alone, on eval
-    auc_by_chance: float = 0.0  # how far from a half few rows come
+    alone: float | None = None  # what the feature alone tells of the label, on eval: see `alone.py`
+    tells_all: bool = False  # which is too good to be true
 
     def shown(self, *, sensitive: bool) -> dict[str, Any]:
         """Returns what may be seen of the column, as JSON data: of a sensitive one, counts alone."""
         counts = {"missing_seen": dict(self.missing), "distinct": self.distinct}
-        figures = ("median", "histogram", "frequent", "psi", "ks", "auc")
+        figures = ("median", "histogram", "frequent", "psi", "ks", "alone")
         return counts | {name: None if sensitive else getattr(self, name) for name in figures}
 
 
@@ -63,16 +63,16 @@ def is_number(c: Column) -> bool:
 def profiles(tables: Mapping[str, pa.Table], columns: Sequence[Column], spec: FeatureSpec) -> dict[str, Profile]:
     """Returns {column: what is seen of it} from the rows of each split, see `stored.sample`."""
     fitted = {f.name: f for f in spec.features}
-    return {c.name: _profile(tables, c, fitted.get(c.name)) for c in columns}
+    return {c.name: _profile(tables, c, fitted.get(c.name), spec.target) for c in columns}
 
 
-def _profile(tables: Mapping[str, pa.Table], c: Column, feature: Feature | None) -> Profile:
+def _profile(tables: Mapping[str, pa.Table], c: Column, feature: Feature | None, target: Target) -> Profile:
     parts = {split: combined(table[c.name]) for split, table in tables.items()}
     told: dict[str, Any] = _of_numbers(parts) if is_number(c) else _of_values(parts)
     if c.type == "timestamp":
         told = _as_times(told)
     if feature and "eval" in tables:
-        told |= _alone(tables["train"], tables["eval"], feature)
+        told |= told_alone(tables["train"], tables["eval"], feature, target)
     return Profile(
         rows={split: len(part) for split, part in parts.items()},
         missing={split: part.null_count for split, part in parts.items()},
@@ -181,7 +181,7 @@ def _category_counts(counts: np.ndarray, at: np.ndarray) -> np.ndarray:
     return np.append(counts[at], [counts[:-1].sum() - counts[at].sum(), counts[-1]])
 
 
-# ---- drift, and what a feature tells alone -----------------------------------------------------------------------------
+# ---- drift -------------------------------------------------------------------------------------------------------------
 
 
 def psi(expected: np.ndarray, actual: np.ndarray) -> float:
@@ -200,32 +200,3 @@ def _drift(train: np.ndarray, held_out: np.ndarray) -> dict[str, Any]:
     free = max(int(there.sum()) - 1, 0)
     by_chance = (1 / train.sum() + 1 / held_out.sum()) * (free + 4 * (2 * free) ** 0.5)
     return {"psi": psi(train[there], held_out[there]), "psi_by_chance": float(by_chance)}
-
-
-def auc(scores: np.ndarray, positive: np.ndarray) -> float | None:
-    """Returns the area under the ROC curve of scores [N] for bool[N], ties counted a half; None for one class."""
-    num_positive, num_negative = int(positive.sum()), int((~positive).sum())
-    if not num_positive or not num_negative:
-        return None
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = np.cumsum(counts) - (counts - 1) / 2  # of tied scores, the mean of theirs
-    above = ranks[inverse][positive].sum() - num_positive * (num_positive + 1) / 2
-    return float(above / (num_positive * num_negative))
-
-
-def _alone(train: pa.Table, held_out: pa.Table, feature: Feature) -> dict[str, Any]:
-    """Returns the AUC on eval of a feature alone, as a model sees it: of a category, by its share of positive training rows."""
-    seen = [
-        apply(FeatureSpec(features=(feature,)), {feature.name: raw_column(table[feature.name])}) for table in (train, held_out)
-    ]
-    labels, positive = (np.asarray(table[LABEL]) > 0.5 for table in (train, held_out))
-    if feature.kind == "numeric":
-        scores = seen[1]["numeric"][:, 0]
-    else:
-        ids, at = (arrays[feature.name] for arrays in seen)
-        rows, hits = np.bincount(ids, minlength=feature.num_ids), np.bincount(ids, labels, minlength=feature.num_ids)
-        scores = np.where(rows > 0, hits / np.maximum(rows, 1), labels.mean())[at]
-    area = auc(scores, positive)
-    pairs = int(positive.sum()) * int((~positive).sum())
-    by_chance = 4 * ((len(positive) + 1) / (12 * pairs)) ** 0.5 if pairs else 0.0  # four deviations without any relation
-    return {"auc": area, "auc_by_chance": by_chance}

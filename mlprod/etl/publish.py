@@ -9,17 +9,19 @@ the disk before.
 import json
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mlprod import __version__, compare, features, manifest
-from mlprod.config import Config, EtlConfig
+from mlprod.config import Column, Config, EtlConfig
 from mlprod.errors import DataError
 from mlprod.etl import bad_rows, fit, page, report
 from mlprod.etl.extract import Extracted
+from mlprod.etl.label import check_labels
+from mlprod.etl.settle import LABEL
 from mlprod.etl.shards import to_disk
 from mlprod.etl.stored import Stored, sample
 from mlprod.etl.tasks import Tasks
@@ -72,14 +74,6 @@ def _write_file(
     return writer.close()
 
 
-def _check_label(etl: EtlConfig, train: Written) -> None:
-    if train.positive in (0, train.num_rows):
-        raise DataError(
-            f"every training row has label {int(train.positive > 0)}: config.etl.label says {etl.label.column} > "
-            f"{etl.label.above:g}; choose a threshold between the column's values"
-        )
-
-
 def _fit(etl: EtlConfig, tasks: Tasks, stored: Stored) -> features.FeatureSpec:
     """Fits on the training split.
 
@@ -91,7 +85,24 @@ def _fit(etl: EtlConfig, tasks: Tasks, stored: Stored) -> features.FeatureSpec:
         raise DataError("the split left no training rows; lower config.etl.split.eval and .test, or split by a finer column")
     names = [c.name for c in etl.columns if c.role == "feature"]
     with tasks.lines.phase("fit") as phase:
-        return fit.fit(lambda act: tasks.map(act, stored.of_split(train, names), phase), etl.columns)
+
+        def over(split: int, columns: Sequence[str]) -> fit.Over:
+            return lambda act: tasks.map(act, stored.of_split(split, columns), phase)
+
+        target = features.Target(task=etl.label.task, column=etl.label.column)
+        if target.task == "classes":
+            labels = {split: over(code, [LABEL]) for code, split in enumerate(SPLITS) if stored.num_rows(code)}
+            found = fit.classes(labels, Column(name=LABEL, type="string"))
+            target = replace(target, classes=found[0], counts=found[1])
+            check_labels(etl.label, target)
+        return fit.fit(over(train, names), etl.columns, target)
+
+
+def _scaled(spec: features.FeatureSpec, train: Written) -> features.FeatureSpec:
+    """Returns the transform with means and deviations of what was written of the training split."""
+    fitted = [train.scales[f.name].fitted(f, train.num_rows) if f.kind == "numeric" else f for f in spec.features]
+    target = spec.target if spec.target.task == "classes" else train.label.of_target(spec.target, train.num_rows)
+    return features.FeatureSpec(features=tuple(fitted), target=target)
 
 
 def publish(build: Build, tasks: Tasks, extracted: Extracted, stored: Stored) -> Manifest:
@@ -106,10 +117,8 @@ def publish(build: Build, tasks: Tasks, extracted: Extracted, stored: Stored) ->
     if not (tasks.work / "write").exists():
         shutil.rmtree(dataset / "files" / f"{version:06d}", ignore_errors=True)  # of another build that published nothing
     written = write_splits(etl, spec, dataset, f"files/{version:06d}", tasks, stored)
-    train = written["train"]
-    _check_label(etl, train)
-    fitted = [train.scales[f.name].fitted(f, train.num_rows) if f.kind == "numeric" else f for f in spec.features]
-    spec = features.FeatureSpec(features=tuple(fitted))
+    spec = _scaled(spec, written["train"])
+    check_labels(etl.label, spec.target)
     columns, text = stored_columns(etl, spec), features.dumps(spec)
     splits = {name: split.shards for name, split in written.items()}
     to_disk(dataset / "files" / f"{version:06d}")

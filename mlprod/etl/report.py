@@ -12,7 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mlprod.config import Column, EtlConfig
+from mlprod.etl.label import described
 from mlprod.etl.profile import Profile, profiles
+from mlprod.etl.settle import LABEL
 from mlprod.etl.warn import warnings_of
 from mlprod.etl.write import Written
 from mlprod.features import FeatureSpec
@@ -71,7 +73,8 @@ def column_rows(
         f, seen = fitted.get(c.name), profiles[c.name]
         rows.append({
             "name": c.name, "type": c.type, "role": c.role, "kind": c.kind if f else "", "sensitive": c.sensitive,
-            "nulls": counts.nulls[c.name], "null_share": counts.nulls[c.name] / max(labelled, 1), "missing": c.missing,
+            "nulls": counts.nulls.get(c.name, 0), "null_share": counts.nulls.get(c.name, 0) / max(labelled, 1),
+            "missing": c.missing,
             "low": counts.low.get(c.name, None if c.sensitive else seen.low),
             "high": counts.high.get(c.name, None if c.sensitive else seen.high),
             "fill": f.fill if f and f.kind == "numeric" and not c.sensitive else None,
@@ -94,24 +97,36 @@ def body(
     labelled = counts.read - counts.bad - counts.without_label
     splits = {
         name: {
-            "rows": w.num_rows, "positive_share": w.positive / max(w.num_rows, 1),
+            "rows": w.num_rows, "label_mean": w.label_mean,
             "files": len(w.shards), "bytes": sum(s.bytes for s in w.shards),
         }
         for name, w in written.items()
     }  # fmt: skip
-    seen = profiles(tables, etl.columns, spec)
+    shown = [*_label_shown(etl), *etl.columns]
+    seen = profiles({split: _with_label(table, shown) for split, table in tables.items()}, shown, spec)
     return {
         "dataset": dataset, "version": published.version, "dataset_id": published.dataset_id,
-        "label": {"column": etl.label.column, "above": etl.label.above},
+        "label": {"column": etl.label.column, "task": etl.label.task, "says": described(etl.label)},
         "rows": {
             "read": counts.read, "bad": counts.bad, "without_label": counts.without_label, "duplicates": counts.duplicates,
             "kept": sum(w.num_rows for w in written.values()),
         },
         "quarantine": quarantine(published.version) if etl.bad_rows == "quarantine" and counts.bad else "",
         "splits": splits, "sample": {split: table.num_rows for split, table in tables.items()},
-        "columns": column_rows(counts, etl.columns, spec, labelled, seen),
+        "columns": column_rows(counts, shown, spec, labelled, seen),
         "warnings": warnings_of(etl.columns, spec, seen, splits),
     }  # fmt: skip
+
+
+def _label_shown(etl: EtlConfig) -> list[Column]:
+    """Returns the label as a column that is looked at: a number, or which class. A binary one is seen in its mean."""
+    if etl.label.task == "binary":
+        return []
+    return [Column(name=etl.label.column, type="float64" if etl.label.task == "regression" else "string", role="label")]
+
+
+def _with_label(table: pa.Table, shown: Sequence[Column]) -> pa.Table:
+    return table.append_column(shown[0].name, table[LABEL]) if shown[0].role == "label" else table
 
 
 # ---- for people --------------------------------------------------------------------------------------------------------
@@ -143,7 +158,7 @@ def becomes(c: Mapping[str, Any]) -> str:
     """Returns what a column becomes, in a few words."""
     if c["vocabulary"] is not None:
         return f"{c['vocabulary']:,} values"
-    words = {"numeric": "number", "input": "not stored", "weight": "weight"}
+    words = {"numeric": "number", "input": "not stored", "weight": "weight", "label": "the label"}
     return words.get(c["kind"] or c["role"], "as it is")
 
 
@@ -163,6 +178,23 @@ def middle(c: Mapping[str, Any]) -> Any:
     return c["median"] if c["fill"] is None else c["fill"]
 
 
+MEANS = {"binary": "positive", "regression": "mean label", "classes": ""}
+
+
+def task_of(report: Mapping[str, Any]) -> str:
+    """Returns what is learned: of a report that an older mlprod wrote, always a binary label."""
+    task: str = report["label"].get("task", "binary")
+    return task
+
+
+def mean_label(report: Mapping[str, Any], split: Mapping[str, Any]) -> str:
+    """Returns the mean label of a split: the share of positives; "" where it means nothing."""
+    if not split["rows"] or task_of(report) == "classes":
+        return ""
+    mean = split["label_mean"] if "label_mean" in split else split["positive_share"]
+    return share(mean, 2) if task_of(report) == "binary" else number(mean)
+
+
 def show(report: Mapping[str, Any]) -> None:
     """Prints a data report to the terminal."""
     console = Console(highlight=False)
@@ -177,12 +209,10 @@ def show(report: Mapping[str, Any]) -> None:
         if rows.get(reason):
             console.print(f"{rows[reason]:,} left out: {words}{where}", markup=False, soft_wrap=True)
     splits = Table("split", box=SIMPLE_HEAD, pad_edge=False)
-    for head in ("rows", "positive", "files", "MB"):
+    for head in ("rows", MEANS[task_of(report)], "files", "MB"):
         splits.add_column(head, justify="right")
     for name, s in report["splits"].items():
-        splits.add_row(
-            name, f"{s['rows']:,}", share(s["positive_share"], 2) if s["rows"] else "", str(s["files"]), f"{s['bytes'] / 1e6:.1f}"
-        )
+        splits.add_row(name, f"{s['rows']:,}", mean_label(report, s), str(s["files"]), f"{s['bytes'] / 1e6:.1f}")
     console.print(splits)
     if "warnings" not in report:  # of a version that an older mlprod built
         return

@@ -21,8 +21,9 @@ from mlprod.config import Config, EtlConfig
 from mlprod.console import PhaseLines
 from mlprod.errors import DataError, WorkdirError
 from mlprod.etl import infer, report, sources
-from mlprod.etl.extract import extract, label_column, plan_reading, source_columns
+from mlprod.etl.extract import extract, plan_reading, source_columns
 from mlprod.etl.identity import Identity
+from mlprod.etl.label import label_column
 from mlprod.etl.lookups import lookup_identity
 from mlprod.etl.pool import pool_of, sendable
 from mlprod.etl.publish import Build, publish
@@ -33,7 +34,7 @@ from mlprod.hashing import HASH_VERSION
 from mlprod.manifest import Manifest
 from mlprod.store import is_remote, open_store
 
-ETL_VERSION = 1  # of this program: another version builds anew
+ETL_VERSION = 2  # of this program: another version builds anew
 
 
 def build_key(etl: EtlConfig, identity: Identity) -> str:
@@ -71,7 +72,7 @@ def build(cfg: Config) -> tuple[Manifest, bool]:
     if is_remote(cfg.dataset):
         raise WorkdirError(f"config.dataset={cfg.dataset!r} is remote; build it in a local folder, then copy the folder there")
     began, dataset, etl = time.monotonic(), Path(cfg.dataset), cfg.etl
-    names = [c.name for c in [*source_columns(etl), label_column(etl)]]
+    names = [c.name for c in [*source_columns(etl), label_column(etl.label)]]
     with PhaseLines(wanted=cfg.tracking.progress) as lines:
         with lines.phase("identify", sources.num_bytes(etl.source), "MB") as phase:
             identity = sources.identify(etl.source, names, phase.add)

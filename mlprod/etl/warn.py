@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mlprod.config import Column
+from mlprod.etl.alone import MEASURES, TELLS_ALL
 from mlprod.etl.profile import Profile
-from mlprod.features import Feature, FeatureSpec
+from mlprod.features import Feature, FeatureSpec, Target
 
-TELLS_ALL = 0.99  # AUC of one feature, and 1 - AUC
 NEARLY_ALL = 0.95  # share of distinct values
 FEW = 100  # rows in which values are often distinct without being a key
 HALF = 0.5  # share of missing values
@@ -22,14 +22,14 @@ DRIFTED = 0.25  # population stability index
 def warnings_of(
     columns: Sequence[Column], spec: FeatureSpec, profiles: Mapping[str, Profile], splits: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
-    """Returns the warnings, those of splits first, then column by column; `splits`: {split: its rows and share of positives}."""
+    """Returns the warnings, those of splits first, then column by column; `splits`: {split: its rows and mean label}."""
     fitted, rows = {f.name: f for f in spec.features}, splits["train"]["rows"]
-    found = list(_splits(splits))
+    found = [*_splits(splits, spec.target), *_classes(spec.target)]
     for c in columns:
         name, seen = f"column {_short(c.name)!r}", profiles[c.name]
         found += [f"{name} {line}" for line in _torn(seen)]
         if c.name in fitted:
-            found += [f"{name} {line}" for line in _feature(c, fitted[c.name], seen, rows)]
+            found += [f"{name} {line}" for line in _feature(c, fitted[c.name], seen, rows, spec.target)]
     return found
 
 
@@ -37,19 +37,25 @@ def _short(name: str) -> str:
     return name if len(name) <= 60 else name[:59] + "…"
 
 
-def _splits(splits: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _splits(splits: Mapping[str, Mapping[str, Any]], target: Target) -> Iterator[str]:
     for name in ("eval", "test"):
         if not splits[name]["rows"]:
             yield f"the {name} split has no rows, so nothing can be measured on it; give it some by config.etl.split"
-        elif splits[name]["positive_share"] in (0, 1):
-            label = int(splits[name]["positive_share"])
+        elif target.task == "binary" and splits[name]["label_mean"] in (0, 1):
+            label = int(splits[name]["label_mean"])
             yield (
                 f"all {splits[name]['rows']:,} rows of the {name} split have label {label}, so no AUC can be told; "
                 f"make it larger, or split by another column, by config.etl.split"
             )
 
 
-def _feature(c: Column, feature: Feature, seen: Profile, train_rows: int) -> Iterator[str]:
+def _classes(target: Target) -> Iterator[str]:
+    for name, rows in zip(target.classes, target.counts, strict=True):
+        if not rows:
+            yield f"class {_short(name)!r} has no training rows, so no model can tell it; leave its rows out, or split otherwise"
+
+
+def _feature(c: Column, feature: Feature, seen: Profile, train_rows: int, target: Target) -> Iterator[str]:
     """Yields what is wrong with a feature."""
     if _is_constant(feature, seen):
         yield "has one value in all training rows, which tells a model nothing; leave it out of config.etl.columns"
@@ -60,11 +66,10 @@ def _feature(c: Column, feature: Feature, seen: Profile, train_rows: int) -> Ite
             f"looks like a key: {seen.distinct:,} different values in {there:,} training rows (the limit is {NEARLY_ALL:.0%}), "
             f"by which rows can only be learned by heart; leave it out, or give it the role 'input' or 'group'"
         )
-    if seen.auc is not None and abs(seen.auc - 0.5) > max(TELLS_ALL - 0.5, seen.auc_by_chance):
-        yield (
-            f"alone predicts the label: AUC {seen.auc:.4f} on {seen.rows['eval']:,} eval rows (the limits are "
-            f"{1 - TELLS_ALL:.2f} and {TELLS_ALL}); leave it out unless it is known when the model is asked"
-        )
+    if seen.tells_all:
+        limits = f"limits are {1 - TELLS_ALL:.2f} and {TELLS_ALL}" if target.task == "binary" else f"limit is {TELLS_ALL}"
+        measured = f"{MEASURES[target.task]} {seen.alone:.4f} on {seen.rows['eval']:,} eval rows"
+        yield (f"alone predicts the label: {measured} (the {limits}); leave it out unless it is known when the model is asked")
     if seen.psi is not None and seen.psi > max(DRIFTED, seen.psi_by_chance):
         yield (
             f"differs between train and eval: PSI {seen.psi:.3f} (the limit is {DRIFTED}); find out why, split in another way, "

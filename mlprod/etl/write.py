@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlprod.config import Column, EtlConfig
+from mlprod.etl.label import stored_labels
 from mlprod.etl.schema import ARROW, combined, hashable, raw_column
 from mlprod.etl.settle import LABEL, ROW_ID
 from mlprod.etl.shards import ShardWriter
-from mlprod.features import Feature, FeatureSpec, apply
+from mlprod.features import Feature, FeatureSpec, Target, apply
 from mlprod.hashing import FixedValues, Hash128, hash_columns, hash_sum, mix_hash
 from mlprod.manifest import Shard, StoredColumn, shard_of
 
@@ -143,12 +144,21 @@ class Scale:
         self.sums += exact_sums(distance)
         self.squares += exact_sums(distance * distance)
 
+    def moments(self, num_rows: int) -> tuple[float, float]:
+        """Returns (mean, standard deviation) of the distances; that of a constant is 0."""
+        mean = math.fsum(self.sums) / num_rows
+        std = math.sqrt(max(math.fsum(self.squares) / num_rows - mean * mean, 0.0))
+        return mean, std if std > 1e-9 * (1 + abs(mean)) else 0.0
+
     def fitted(self, feature: Feature, num_rows: int) -> Feature:
         """Returns the feature with mean and standard deviation; the deviation of a constant is 1."""
-        mean = math.fsum(self.sums) / num_rows
-        variance = max(math.fsum(self.squares) / num_rows - mean * mean, 0.0)
-        std = math.sqrt(variance)
-        return replace(feature, mean=feature.fill + mean, std=std if std > 1e-9 * (1 + abs(mean)) else 1.0)
+        mean, std = self.moments(num_rows)
+        return replace(feature, mean=feature.fill + mean, std=std or 1.0)
+
+    def of_target(self, target: Target, num_rows: int) -> Target:
+        """Returns the target with mean and standard deviation of its labels."""
+        mean, std = self.moments(num_rows)
+        return replace(target, mean=mean, std=std)
 
 
 @dataclass(frozen=True)
@@ -157,7 +167,7 @@ class Written:
 
     shards: tuple[Shard, ...]
     scales: Mapping[str, Scale]
-    labels: Sequence[float]
+    label: Scale  # from 0
 
     @property
     def num_rows(self) -> int:
@@ -165,19 +175,19 @@ class Written:
         return sum(shard.rows for shard in self.shards)
 
     @property
-    def positive(self) -> float:
-        """Rows with a positive label."""
-        return math.fsum(self.labels)
+    def label_mean(self) -> float:
+        """Of its labels: the share of positives; 0 where it has no rows."""
+        return math.fsum(self.label.sums) / max(self.num_rows, 1)
 
 
 def joined(files: Sequence[Mapping[str, Any]], spec: FeatureSpec) -> Written:
     """Returns the split whose files these are: what `FileWriter.close` returned, in order."""
-    scales = {f.name: Scale() for f in spec.numeric}
+    scales = {name: Scale() for name in (LABEL, *(f.name for f in spec.numeric))}
     for file in files:
         for name, scale in scales.items():
             scale.sums += file["scales"][name]["sums"]
             scale.squares += file["scales"][name]["squares"]
-    return Written(tuple(shard_of(file["shard"]) for file in files), scales, [x for file in files for x in file["labels"]])
+    return Written(tuple(shard_of(file["shard"]) for file in files), scales, scales.pop(LABEL))
 
 
 class FileWriter:
@@ -193,8 +203,7 @@ class FileWriter:
         self.needs = [*(c.name for c in etl.columns if c.name in stored), LABEL]  # besides row ids, of the rows it takes
         self._pending: list[pa.Table] = []
         self._pending_rows = 0
-        self.scales = {f.name: Scale() for f in spec.numeric}
-        self.labels: list[float] = []  # sum of each row group
+        self.scales = {name: Scale() for name in (LABEL, *(f.name for f in spec.numeric))}
 
     def _arrow_schema(self) -> pa.Schema:
         fields = {}
@@ -228,7 +237,7 @@ class FileWriter:
                 if part.num_rows:
                     self._write_groups(part, of)
         return {
-            "shard": asdict(self._file.close()), "labels": self.labels,
+            "shard": asdict(self._file.close()),
             "scales": {name: asdict(scale) for name, scale in self.scales.items()},
         }  # fmt: skip
 
@@ -237,14 +246,14 @@ class FileWriter:
         encoded = apply(self._spec, {f.name: raw_column(rows[f.name]) for f in self._spec.features})
         arrays = {f.name: encoded["numeric"][:, i] for i, f in enumerate(self._spec.numeric)}
         arrays |= {f.name: encoded[f.name] for f in self._spec.categorical}
-        arrays |= {"label": rows[LABEL].to_numpy(), "row_id": rows[ROW_ID].to_numpy()}
+        arrays |= {"label": stored_labels(self._spec.target, rows[LABEL]), "row_id": rows[ROW_ID].to_numpy()}
         weights = [c.name for c in self._columns if c.role == "weight"]
         arrays |= {name: pc.cast(rows[name], pa.float32(), safe=False).to_numpy() for name in weights}
         raw = [c for c in self._columns if c.kind == "plain" and c.stored_in not in arrays]
         plain = {c.stored_in: rows[c.name].combine_chunks() for c in raw}
         for f in self._spec.numeric:
             self.scales[f.name].add((arrays[f.name].astype(np.float64) - f.fill).reshape(-1, size))
-        self.labels += exact_sums(arrays["label"].astype(np.float64).reshape(-1, size))
+        self.scales[LABEL].add(arrays["label"].astype(np.float64).reshape(-1, size))
         table = self._table(arrays, plain)
         for i, content_sum in enumerate(content_sums(self._columns, table, size, self._etl.hash_seed)):
             self._file.add(table.slice(i * size, size), content_sum)

@@ -12,9 +12,9 @@ from flax import nnx
 
 from mlprod.config import MUST, knob
 from mlprod.features import FeatureSpec
-from mlprod.loss import binary_cross_entropy
 from mlprod.models.layers import Embedding, Standardize
 from mlprod.models.protocol import Batch, Sums
+from mlprod.objective import objective_of, weighted
 
 
 @dataclass(kw_only=True, slots=True)
@@ -37,7 +37,7 @@ def embedding_width(num_ids: int, limit: int) -> int:
 
 
 class MLP(nnx.Module):
-    """Logits of a binary label from tabular features."""
+    """Outputs of any task from tabular features."""
 
     DIMS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         r"embed/.+/table": ("vocab", "embed"),
@@ -57,15 +57,17 @@ class MLP(nnx.Module):
         sizes = [len(features.numeric) + sum(widths.values()), *cfg.hidden]
         self.hidden = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in pairwise(sizes)])
         self.dropout = nnx.Dropout(cfg.dropout)
-        self.head = nnx.Linear(sizes[-1], 1, rngs=rngs)
+        self.objective = objective_of(features.target)
+        self.head = nnx.Linear(sizes[-1], self.objective.num_outputs, rngs=rngs)
 
     def __call__(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Returns logits float32[B]; dropout is on where `rngs` is given."""
+        """Returns outputs, see `objective.py`; dropout is on where `rngs` is given."""
         h = jnp.concatenate([self.standardize(batch["numeric"]), *(e(batch[name]) for name, e in self.embed.items())], axis=1)
         for layer in self.hidden:
             h = self.dropout(jax.nn.relu(layer(h)), deterministic=rngs is None, rngs=rngs)
-        return self.head(h)[:, 0]
+        outputs: jax.Array = self.objective.outputs(self.head(h))
+        return outputs
 
     def loss(self, outputs: jax.Array, batch: Batch) -> Sums:
-        """Returns {"loss": (sum, weight)}: binary cross-entropy of logits [B]."""
-        return {"loss": binary_cross_entropy(outputs, batch["label"], batch["weight"])}
+        """Returns {"loss": (sum, weight)} of outputs."""
+        return {"loss": weighted(self.objective.losses(outputs, batch["label"]), batch["weight"])}

@@ -32,11 +32,11 @@ class Model(Protocol):
     TABLES: ClassVar[Mapping[str, tuple[str, ...]]]
 
     def __call__(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Returns logits float32[B]; `rngs` turns dropout on."""
+        """Returns outputs as `objective.py` says, float32[B] or [B, C]; `rngs` turns on what is of training alone."""
         ...
 
     def loss(self, outputs: jax.Array, batch: Batch) -> Sums:
-        """Returns {"loss": (weighted sum, weight)} and whatever else is worth logging; `outputs`: logits [B]."""
+        """Returns {"loss": (weighted sum, weight)} and whatever else is worth logging; `outputs`: of a call."""
         ...
 
 

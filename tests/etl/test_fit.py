@@ -13,6 +13,7 @@ from mlprod.config import Column, categorical, numeric
 from mlprod.errors import DataError
 from mlprod.etl import fit as fit_module
 from mlprod.etl.fit import fit, lower_medians, sortable, unsortable, vocabularies
+from mlprod.features import Target
 
 INTS = st.integers(-(1 << 63), (1 << 63) - 1)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False).map(lambda x: x + 0.0)
@@ -86,7 +87,7 @@ def test_several_columns_are_fitted_at_once_in_the_declared_order():
         Column(name="key", type="int64", role="input"),
         numeric("n", type="int64"),
     ]
-    spec = fit(lambda act: map(act, [table.slice(0, 1), table.slice(1)]), columns)
+    spec = fit(lambda act: map(act, [table.slice(0, 1), table.slice(1)]), columns, Target())
     assert [(f.name, f.kind, f.fill, f.vocabulary) for f in spec.features] == [
         ("s", "categorical", 0.0, ("b",)), ("x", "numeric", 2.0, ()), ("n", "numeric", -5.0, ())
     ]  # fmt: skip
@@ -96,4 +97,4 @@ def test_several_columns_are_fitted_at_once_in_the_declared_order():
 def test_a_feature_without_any_value_is_refused_by_name(column):
     arrow = pa.float64() if column.kind == "numeric" else pa.string()
     with pytest.raises(DataError, match="column 'c' has no value in the training split"):
-        fit(cut(pa.array([None, None], arrow), [1]), [column])
+        fit(cut(pa.array([None, None], arrow), [1]), [column], Target())

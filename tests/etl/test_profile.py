@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlprod.config import Column, categorical, numeric
-from mlprod.etl.profile import BINS, CATEGORIES, FREQUENT, LONGEST, auc, bin_edges, ks, profiles, psi
+from mlprod.etl.alone import auc
+from mlprod.etl.profile import BINS, CATEGORIES, FREQUENT, LONGEST, bin_edges, ks, profiles, psi
 from mlprod.etl.settle import LABEL
 from mlprod.features import Feature, FeatureSpec
 from tests.rows import number
@@ -178,13 +179,13 @@ def test_the_most_frequent_values_and_their_drift():
 def test_auc_alone_is_that_of_what_a_model_sees():
     """Of the filled number; of a category, by the share of positives among its training rows, an unknown one by that of all."""
     positive = np.array(values(LABEL, "eval")) > 0.5
-    assert SEEN["x"].auc == auc(np.array([0.25 if v is None else v for v in values("x", "eval")], np.float32), positive)
+    assert SEEN["x"].alone == auc(np.array([0.25 if v is None else v for v in values("x", "eval")], np.float32), positive)
     seen = [v if v is None or v in WORDS[:25] else "rare" for v in values("word", "train")]
     labels = dict.fromkeys(seen)
     labels = {v: [y for w, y in zip(seen, values(LABEL, "train"), strict=True) if w == v] for v in labels}
     scores = [np.mean(labels[v if v is None or v in WORDS[:25] else "rare"]) for v in values("word", "eval")]
-    assert SEEN["word"].auc == auc(np.array(scores), positive)
-    assert SEEN["id"].auc is None
+    assert SEEN["word"].alone == auc(np.array(scores), positive)
+    assert SEEN["id"].alone is None
 
 
 def test_times_are_told_as_text():
@@ -200,7 +201,7 @@ def test_a_long_value_is_cut():
     table = pa.table({"t": ["a" * 1000, "b"], LABEL: pa.array([0.0, 1.0], pa.float32())})
     seen = profiles({"train": table}, [Column(name="t", type="string", role="input")], FeatureSpec(features=()))["t"]
     assert [len(v["value"]) for v in seen.frequent] == [LONGEST, 1]
-    assert (seen.psi, seen.auc) == (None, None)
+    assert (seen.psi, seen.alone) == (None, None)
 
 
 def test_a_column_without_a_value_tells_nothing():

@@ -166,7 +166,7 @@ def test_a_split_without_rows(tmp_path):
     text = table_text("x,word,y", *((number(i), "ab"[i % 3 // 2], i % 2) for i in range(60)))
     body, html = built(small_config(tmp_path, text, (numeric("x"), categorical("word")), split=ByHash(eval=0.0, test=0.0)))
     assert [line[:14] for line in body["warnings"]] == ["the eval split", "the test split"]
-    assert [(c["psi"], c["ks"], c["auc"]) for c in body["columns"]] == [(None, None, None)] * 2
+    assert [(c["psi"], c["ks"], c["alone"]) for c in body["columns"]] == [(None, None, None)] * 2
     assert "in eval" not in html
     report.show(body)
 
@@ -194,7 +194,7 @@ def test_sensitive_columns_are_counted_and_nothing_else(tmp_path, capsys):
     assert not [text for text in found if b"canary" in text or b"86753" in text]
     body = json.loads(Path(cfg.dataset, "reports/000001.json").read_text())
     for c in body["columns"][1:]:
-        shown = {name: c[name] for name in ("low", "high", "fill", "median", "histogram", "frequent", "psi", "ks", "auc")}
+        shown = {name: c[name] for name in ("low", "high", "fill", "median", "histogram", "frequent", "psi", "ks", "alone")}
         assert set(shown.values()) == {None}
     assert [(c["nulls"], c["distinct"]) for c in body["columns"][1:3]] == [(0, 3), (0, 4)]
 

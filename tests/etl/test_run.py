@@ -19,7 +19,8 @@ from mlprod.config import ByHash, Column, Config, CsvSource, Label, Lookup, SqlS
 from mlprod.errors import DataError, WorkdirError
 from mlprod.etl import extract, publish, run, sources, spill
 from mlprod.etl import stored as stored_rows
-from mlprod.etl.extract import label_column, source_columns
+from mlprod.etl.extract import source_columns
+from mlprod.etl.label import label_column
 from mlprod.etl.run import build, build_key
 from mlprod.etl.schema import cast, hashable
 from mlprod.hashing import PAD_ID, Hash128, hash_columns, mix_hash
@@ -29,7 +30,7 @@ from tests import rows
 from tests.conftest import smoke_config
 from tests.plain import ID, csv_rows, numbered, small_config, stored, table_text
 
-GOLDEN_ID = "abe4ec6ea87f37799a07100365035ca7"
+GOLDEN_ID = "699884d7d8a9df0c455f5fdb7df2992d"
 
 
 def with_etl(cfg: Config, folder: Path, **changed) -> Config:
@@ -43,7 +44,7 @@ def checksums(published: Manifest) -> dict[str, list[str]]:
 
 def key_of(cfg: Config) -> str:
     """Returns the build key that the source has now."""
-    names = [c.name for c in [*source_columns(cfg.etl), label_column(cfg.etl)]]
+    names = [c.name for c in [*source_columns(cfg.etl), label_column(cfg.etl.label)]]
     return build_key(cfg.etl, sources.identify(cfg.etl.source, names))
 
 
