@@ -17,6 +17,7 @@ from mlprod.config import Config
 from mlprod.errors import DataError, MlprodError, UserError, nearest
 
 VERBS = {
+    "init": "write a config for a table: a file of rows, or a database",
     "etl": "build the dataset of the config; does nothing when it is built",
     "train": "train, or go on with a run that was stopped",
     "evaluate": "metrics of a checkpoint on a split",
@@ -46,10 +47,12 @@ def _file(text: str) -> str:
 
 
 def _parser(verb: str) -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog=f"mlprod {verb}", description=VERBS[verb], allow_abbrev=False, epilog="Fields are set by --config.field=value."
-    )
-    parser.add_argument("--config", required=True, metavar="FILE", help="Python file with get_config()")
+    fields = "" if verb == "init" else "Fields are set by --config.field=value."
+    parser = _Parser(prog=f"mlprod {verb}", description=VERBS[verb], allow_abbrev=False, epilog=fields)
+    if verb == "init":
+        _add_init(parser)
+    else:
+        parser.add_argument("--config", required=True, metavar="FILE", help="Python file with get_config()")
     parser.add_argument("--debug", action="store_true", help="show a traceback with every error")
     if verb == "etl":
         parser.add_argument("--dry-run", action="store_true", help="show what would be made of the first rows; build nothing")
@@ -85,6 +88,17 @@ def _parser(verb: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _add_init(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="DATA", help="CSV, Parquet, JSON lines or SQLite file, folder, pattern, or database URL")
+    parser.add_argument("--target", required=True, metavar="COLUMN", help="what is to be predicted")
+    parser.add_argument("--time", default="", metavar="COLUMN", help="when a row was: the newest rows are held out")
+    parser.add_argument("--key", default=[], action="append", metavar="COLUMN", help="identifies a row; may be given again")
+    parser.add_argument("--table", default="", metavar="NAME", help="of a database with several tables")
+    parser.add_argument("--task", default="", choices=("binary", "regression", "classes"), help="default: by the target's values")
+    parser.add_argument("--name", default="", help="of the config and its run (default: the data's)")
+    parser.add_argument("--folder", default="configs", help="where the config is written (default: configs)")
+
+
 def _help() -> str:
     verbs = "\n".join(f"  {name:<13}{told}" for name, told in VERBS.items())
     codes = "Exit codes: 0 done, 2 bad input, 1 failed, 75 start again."
@@ -104,6 +118,9 @@ def _ensure_dataset(cfg: Config, config_file: str, overrides: Sequence[str]) -> 
 
 
 def _run(verb: str, options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    if verb == "init":
+        importlib.import_module("mlprod.init.run").main(options)
+        return
     recipe = importlib.import_module("mlprod.recipe")
     cfg = recipe.load(options.config, overrides)
     if verb == "etl":
@@ -132,6 +149,8 @@ def run(argv: Sequence[str]) -> int:
             raise UserError(f"there is no verb {argv[0]!r}{nearest(argv[0], VERBS)}")
         parser = _parser(argv[0])
         options, overrides = parser.parse_known_args(list(argv[1:]))
+        if argv[0] == "init" and overrides:
+            parser.error(f"there is no option {overrides[0]}")
         for word in overrides:
             if word.startswith("--") and not word.startswith(("--config.", "--noconfig.")):
                 parser.error(f"there is no option {word}")

@@ -48,7 +48,7 @@ ROLES = ("feature", "weight", "group", "time", "input")
 class Column:
     """One column of the rows: extracted from the source, or made by the hook (`derived`)."""
 
-    name: str = knob(doc="as in the rows after joins and lookups", rule=DATA)
+    name: str = knob(doc="as in the rows after joins and lookups, unless `source` says how it is called there", rule=DATA)
     type: str = knob(
         doc="of a stored value; `auto`: the first of int64, float64, bool, timestamp and string that holds every value",
         rule=DATA, choices=(*STORAGE_TYPES, AUTO),
@@ -64,6 +64,7 @@ class Column:
     min_count: int = knob(1, "a rarer category is the unknown slot", unit="training rows", rule=DATA, low=1)
     derived: bool = knob(False, "made by `transform`, not extracted", rule=DATA)
     sensitive: bool = knob(False, "its values never appear in an error or report", rule=DATA)
+    source: str = knob("", "its name in the source, where that cannot be a name here; '': the same", rule=DATA)
 
 
 def numeric(name: str, type: str = "float64", **more: Any) -> Column:

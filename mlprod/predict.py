@@ -23,7 +23,7 @@ from mlprod.config import Config, CsvSource, EtlConfig, JsonLinesSource, Parquet
 from mlprod.errors import ConfigError, DataError, WorkdirError
 from mlprod.etl import sources
 from mlprod.etl.derive import derive
-from mlprod.etl.extract import source_columns
+from mlprod.etl.extract import renamed, source_columns
 from mlprod.etl.infer import with_types
 from mlprod.etl.lookups import LookupTable, read_lookup
 from mlprod.etl.schema import ARROW, Loose, beyond_float32, cast_chunk, raw_column
@@ -72,6 +72,7 @@ def typed_etl(plan: Plan) -> EtlConfig:
 def typed_rows(etl: EtlConfig, chunk: Loose, lookups: list[LookupTable]) -> tuple[pa.Table, list[str | None]]:
     """Returns (rows with lookups and derived columns, why each cannot be scored or None), one of each per input row."""
     rows, reasons = cast_chunk(chunk, source_columns(etl))
+    rows = renamed(etl, rows)
     for lookup in lookups:
         rows = lookup.join(rows)
     rows = derive(etl, rows)

@@ -187,6 +187,8 @@ def _validate_encoding(name: str) -> None:
 def _validate_column(column: Column) -> None:
     """The rules of one column: a name that is not ours, and a type that its role can use."""
     where = f"config.etl.columns: {column.name!r}"
+    if column.source and column.derived:
+        raise ConfigError(f"{where} is made by the hook, and has a source; only one can be")
     if column.name.startswith(("_", "packed_")):
         raise ConfigError(f"{where} must not begin with '_' or 'packed_', which are names of ours")
     if column.name in RESERVED or "/" in column.name or "." in column.name:
@@ -221,9 +223,13 @@ def _validate_roles(etl: EtlConfig) -> None:
     if clash:
         key = clash.removeprefix("key_")
         raise ConfigError(f"config.etl.columns: {clash!r} is the stored name of the key column {key!r}; rename it")
+    from_source = [c.source or c.name for c in etl.columns if not c.derived]
+    twice = sorted({name for name in from_source if from_source.count(name) > 1})
+    if twice:
+        raise ConfigError(f"config.etl.columns takes {twice[0]!r} of the source twice; derive the second by config.etl.transform")
     label = etl.label.column
     _validate_label(etl)
-    if label in names:
+    if label in (*from_source, *names):
         raise ConfigError(f"config.etl.label.column={label!r} is also in config.etl.columns; the label must not be a feature")
     if not any(column.role == "feature" for column in etl.columns):
         raise ConfigError("config.etl.columns has no column with role 'feature'")

@@ -24,6 +24,8 @@ from mlprod.errors import DataError
 from mlprod.etl.files import files_of, open_plain, partitions, told_of_file
 from mlprod.etl.schema import ARROW, Loose, cast, require, without_nan
 
+NAMED = 1000  # JSON lines whose names are those of the columns
+
 
 @dataclass(frozen=True, slots=True)
 class RowGroup:
@@ -217,6 +219,13 @@ def first_lines(path: str, names: Sequence[str], num_rows: int) -> Loose | None:
         lines = list(islice((pair for pair in enumerate(file, 1) if pair[1].strip()), num_rows))
     rows = [(number, _object(line.removeprefix(b"\xef\xbb\xbf"))) for number, line in lines]
     return _as_columns(Lines(path, 0, 0), names, rows) if rows else None
+
+
+def line_names(path: str) -> list[str]:
+    """Returns the names in the first `NAMED` objects of a file of JSON lines, in the order in which they come."""
+    with told_of_file(path), open_plain(path, "utf-8") as plain, io.BufferedReader(plain) as file:
+        objects = [_object(line.removeprefix(b"\xef\xbb\xbf")) for line in islice((x for x in file if x.strip()), NAMED)]
+    return list(dict.fromkeys(name for found in objects if isinstance(found, dict) for name in found))
 
 
 def _object(line: bytes) -> dict[str, Any] | str:

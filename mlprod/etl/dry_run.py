@@ -19,7 +19,7 @@ from mlprod.config import AUTO, Column, Config, EtlConfig, SqlSource
 from mlprod.errors import DataError
 from mlprod.etl import infer, sources
 from mlprod.etl.derive import check_row_wise, derive
-from mlprod.etl.extract import source_columns
+from mlprod.etl.extract import renamed, source_columns
 from mlprod.etl.label import described, label_column, said
 from mlprod.etl.lookups import read_lookup
 from mlprod.etl.schema import Loose, cast_chunk
@@ -54,7 +54,7 @@ def look(etl: EtlConfig) -> Look:
     etl = infer.with_types(etl, _types(etl, chunk))
     validate_etl(etl)
     rows, bad = cast_chunk(chunk, [*source_columns(etl), label_column(etl.label)])
-    rows = rows.filter(pa.array([i not in bad for i in range(rows.num_rows)]))
+    rows = renamed(etl, rows.filter(pa.array([i not in bad for i in range(rows.num_rows)])))
     for lookup in lookups:
         rows = lookup.join(rows)
     labelled = rows.filter(pc.is_valid(rows[etl.label.column]))
@@ -69,9 +69,10 @@ def _types(etl: EtlConfig, chunk: Loose) -> dict[str, str]:
     told, types = sources.stored_types(etl.source), {}
     for c in etl.columns:
         if c.type == AUTO:
-            values = chunk.columns[c.name]
+            name = c.source or c.name
+            values = chunk.columns[name]
             fitting = infer.holding(values, infer.allowed(c))
-            types[c.name] = told.get(c.name) or infer.first_fitting(c, fitting, there=infer.any_value(values))
+            types[name] = told.get(name) or infer.first_fitting(c, fitting, there=infer.any_value(values))
     return types
 
 

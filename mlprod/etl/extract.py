@@ -7,7 +7,7 @@ Price: every row is held once, a chunk at a time, and written to disk once.
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,15 @@ from mlprod.hashing import hash_columns
 
 
 def source_columns(etl: EtlConfig) -> list[Column]:
-    """Returns the columns that come out of the source itself: neither derived nor from a lookup."""
+    """Returns the columns that come out of the source itself, by their names there: neither derived nor from a lookup."""
     looked_up = {name for lookup in etl.lookups for name in lookup.columns}
-    return [c for c in etl.columns if not c.derived and c.name not in looked_up]
+    return [replace(c, name=c.source or c.name) for c in etl.columns if not c.derived and c.name not in looked_up]
+
+
+def renamed(etl: EtlConfig, rows: pa.Table) -> pa.Table:
+    """Returns rows of the source with the config's names of its columns."""
+    names = {c.source: c.name for c in etl.columns if c.source}
+    return rows.rename_columns([names.get(name, name) for name in rows.column_names]) if names else rows
 
 
 def _hashed(etl: EtlConfig, rows: pa.Table) -> pa.Table:
@@ -98,6 +104,7 @@ class Reading:
         with self.copies.told():
             for chunk in self.chunks(parts):
                 rows, bad = sorted_out(etl, self.columns, chunk) if isinstance(chunk, Loose) else (chunk, [])
+                rows = renamed(etl, rows)
                 for lookup in self.lookups:
                     rows = lookup.join(rows)
                 yield rows, [row | {"where": self.copies.original(row["where"])} for row in bad]

@@ -113,17 +113,17 @@ def any_value(values: pa.Array | Sequence[Any]) -> bool:
 
 
 def with_types(etl: EtlConfig, types: Mapping[str, str]) -> EtlConfig:
-    """Returns the config with the types that were found for its columns."""
-    return replace(etl, columns=tuple(replace(c, type=types.get(c.name, c.type)) for c in etl.columns))
+    """Returns the config with the types that were found for its columns; `types`: by their names in the source."""
+    return replace(etl, columns=tuple(replace(c, type=types.get(c.source or c.name, c.type)) for c in etl.columns))
 
 
 def found_types(etl: EtlConfig, tasks: Tasks, reading: Reading) -> dict[str, str]:
-    """Returns {column: its type} of the columns whose type the config leaves open.
+    """Returns {column: its type} of the columns whose type the config leaves open, by their names in the source.
 
     Raises:
         DataError: the source cannot be read.
     """
-    columns = [c for c in etl.columns if c.type == AUTO]
+    columns = [replace(c, name=c.source or c.name) for c in etl.columns if c.type == AUTO]
     if not columns:
         return {}
     told = sources.stored_types(reading.source)

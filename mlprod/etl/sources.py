@@ -203,6 +203,11 @@ def _(source: ParquetSource) -> list[str]:
     return columnar.column_names(files_of(source.path)[0])
 
 
+@column_names.register
+def _(source: JsonLinesSource) -> list[str]:
+    return columnar.line_names(files_of(source.path)[0])
+
+
 @singledispatch
 def stored_types(source: Any) -> dict[str, str]:
     """Returns {column: type} of the columns whose type the source itself says, one type for all of its rows."""

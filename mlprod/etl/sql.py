@@ -173,6 +173,20 @@ def sql_column_names(source: SqlSource) -> list[str]:
         return _all_names(tables, source)
 
 
+def sql_count(source: SqlSource) -> int:
+    """Returns how many rows the table or query has; raises DataError, ConnectionLost."""
+    with opened(source) as (connection, tables):
+        count: int = connection.execute(sa.select(sa.func.count()).select_from(tables[source.table])).scalar_one()
+        return count
+
+
+def tables_of(url: str) -> list[str]:
+    """Returns the tables and views of a database, by name; raises DataError, ConnectionLost."""
+    with connected(SqlSource(url=url)) as connection:
+        inspector = sa.inspect(connection)
+        return sorted([*inspector.get_table_names(), *inspector.get_view_names()])
+
+
 def _all_names(tables: Tables, source: SqlSource) -> list[str]:
     return list(dict.fromkeys([*tables[source.table].c.keys(), *(name for join in source.joins for name in join.columns)]))
 

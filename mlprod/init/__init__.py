@@ -1,0 +1,1 @@
+"""The verb `init`: a table that nobody here has seen becomes a config that trains."""

@@ -1,0 +1,50 @@
+"""How large a model is, what a batch is and how long it trains: by rows, columns and cores."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlprod.config import CheckpointConfig, Column, EvalConfig, LoaderConfig, OptimConfig
+from mlprod.init.text import literal
+from mlprod.models.mlp import MLPConfig
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The second half of a config."""
+
+    model: Any
+    epochs: float
+    optim: OptimConfig
+    loader: LoaderConfig
+    eval: EvalConfig
+    checkpoint: CheckpointConfig
+
+    def classes(self) -> set[str]:
+        """Returns the names that the config file imports from `mlprod.config`."""
+        return {type(section).__name__ for section in (self.optim, self.loader, self.eval, self.checkpoint)}
+
+    def imports(self) -> str:
+        """Returns the line that imports the model."""
+        return f"from {type(self.model).__module__} import {type(self.model).__name__}"
+
+    def lines(self) -> str:
+        """Returns the lines of the config, with what to change."""
+        return f"""        model={literal(self.model)},
+        epochs={self.epochs:g},  # at most: the run ends when config.eval.patience evaluations were not better
+        optim={literal(self.optim)},
+        loader={literal(self.loader)},
+        eval={literal(self.eval)},
+        checkpoint={literal(self.checkpoint)},"""
+
+
+def sizes_for(rows: int, features: Sequence[Column], num_classes: int, cores: int) -> Sizes:
+    """Returns sizes for so many training rows."""
+    batch = int(min(max(2 ** round(rows**0.5).bit_length() // 2, 32), 1024))
+    epochs = min(max(4e6 / rows, 4.0), 200.0)
+    steps = max(int(rows / batch), 1)
+    return Sizes(
+        model=MLPConfig(), epochs=round(epochs), optim=OptimConfig(warmup_steps=min(100, steps)),
+        loader=LoaderConfig(global_batch=batch), eval=EvalConfig(batch=1024, every=steps, patience=8, use="best"),
+        checkpoint=CheckpointConfig(every=0, keep_last=1),
+    )  # fmt: skip

@@ -1,0 +1,89 @@
+"""A config as the text of a Python file, with the reasons beside what was chosen.
+
+Promise: what is written runs, and a person can read and change it; nothing in it is made up at run time.
+"""
+
+import dataclasses
+import json
+import keyword
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mlprod.config import Column
+from mlprod.init.choose import Choice
+
+WIDTH = 130
+
+
+def literal(value: Any) -> str:
+    """Returns a config's value as Python text: strings in double quotes, dataclasses by their fields that are not the default."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, tuple):
+        return f"({', '.join(map(literal, value))}{',' if len(value) == 1 else ''})"
+    if dataclasses.is_dataclass(value):
+        changed = (f for f in dataclasses.fields(value) if not _is_default(f, getattr(value, f.name)))
+        return f"{type(value).__name__}({', '.join(f'{f.name}={literal(getattr(value, f.name))}' for f in changed)})"
+    return repr(value)
+
+
+def _is_default(field: dataclasses.Field[Any], value: Any) -> bool:
+    if field.default_factory is not dataclasses.MISSING:
+        return bool(value == field.default_factory())
+    return bool(value == field.default)
+
+
+def column_text(c: Column) -> str:
+    """Returns a column as the call that makes it: features by their kind."""
+    if c.role != "feature":
+        return literal(c)
+    usual = {"numeric": "float64", "categorical": "string"}[c.kind]
+    more = {f.name: getattr(c, f.name) for f in dataclasses.fields(c) if f.name not in ("name", "role", "kind", "type")}
+    defaults = {f.name: f.default for f in dataclasses.fields(c)}
+    named = ([f"type={literal(c.type)}"] if c.type != usual else []) + [
+        f"{name}={literal(value)}" for name, value in more.items() if value != defaults[name]
+    ]
+    return f"{c.kind}({', '.join([literal(c.name), *named])})"
+
+
+def column_lines(choices: Sequence[Choice]) -> Iterator[str]:
+    """Yields the lines of `columns`, the reason beside each; what is left out is a comment."""
+    for choice in choices:
+        if not choice.columns:
+            yield f"# left out: {literal(choice.name)} {choice.why}"
+            continue
+        first, *made = choice.columns
+        yield f"{column_text(first)},  # {choice.why}"
+        yield from (f"{column_text(c)}," for c in made)
+
+
+def hook(choices: Sequence[Choice]) -> str:
+    """Returns the text of `transform`; "" where nothing is made."""
+    made = {name: expression for choice in choices for name, expression in choice.made.items()}
+    if not made:
+        return ""
+    lines = "\n".join(f'        {literal(name)}: ({expression}).astype("float64"),' for name, expression in made.items())
+    return f'''
+
+def transform(rows: pd.DataFrame) -> pd.DataFrame:
+    """Adds the parts of a row's times, and which numbers are missing."""
+    return pd.DataFrame({{
+{lines}
+    }})  # fmt: skip
+'''
+
+
+def wrapped(words: str, indent: str) -> str:
+    """Returns a comment's text over as many lines as it takes."""
+    lines, line = [], indent + "#"
+    for word in words.split():
+        if len(line) + 1 + len(word) > WIDTH:
+            lines.append(line)
+            line = indent + "#"
+        line += " " + word
+    return "\n".join([*lines, line])
+
+
+def is_name(text: str) -> bool:
+    """Returns whether a text can name a config: as a file and as a module."""
+    return text.isidentifier() and not keyword.iskeyword(text)
