@@ -41,6 +41,7 @@ class Feature:
     fill: float = 0.0  # numeric: the training median
     mean: float = 0.0  # numeric: of the filled training values
     std: float = 1.0  # numeric: of the filled training values; 1 where they are constant
+    quantiles: tuple[float, ...] = ()  # numeric: 65, from least to greatest, of the first training rows' values that are there
     vocabulary: tuple[str, ...] = ()  # categorical: values as text, sorted
 
     @property
@@ -125,6 +126,10 @@ def dumps(spec: FeatureSpec) -> str:
     return canonical(asdict(spec))
 
 
+def _with_tuples(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in body.items()}
+
+
 def loads(text: str) -> FeatureSpec:
     """Reads what `dumps` wrote.
 
@@ -133,8 +138,8 @@ def loads(text: str) -> FeatureSpec:
     """
     try:
         body: dict[str, Any] = json.loads(text)
-        features = [Feature(**{**f, "vocabulary": tuple(f["vocabulary"])}) for f in body["features"]]
-        fitted: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in body.get("target", {}).items()}
+        features = [Feature(**_with_tuples(f)) for f in body["features"]]
+        target = Target(**_with_tuples(body.get("target", {})))
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"not a fitted transform: {type(error).__name__}: {error}; build the dataset again") from error
-    return FeatureSpec(features=tuple(features), target=Target(**fitted))
+    return FeatureSpec(features=tuple(features), target=target)

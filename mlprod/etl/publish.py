@@ -15,6 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from mlprod import __version__, compare, features, manifest
 from mlprod.config import Column, Config, EtlConfig
 from mlprod.errors import DataError
@@ -98,11 +102,25 @@ def _fit(etl: EtlConfig, tasks: Tasks, stored: Stored) -> features.FeatureSpec:
         return fit.fit(over(train, names), etl.columns, target)
 
 
-def _scaled(spec: features.FeatureSpec, train: Written) -> features.FeatureSpec:
-    """Returns the transform with means and deviations of what was written of the training split."""
-    fitted = [train.scales[f.name].fitted(f, train.num_rows) if f.kind == "numeric" else f for f in spec.features]
+QUANTILES = 64  # parts into which quantiles cut the values of a number
+
+
+def _scaled(spec: features.FeatureSpec, train: Written, rows: pa.Table) -> features.FeatureSpec:
+    """Returns the transform with means and deviations of the written training split, and quantiles of `rows`, its first."""
+    fitted = [
+        replace(train.scales[f.name].fitted(f, train.num_rows), quantiles=_quantiles(rows[f.name])) if f.kind == "numeric" else f
+        for f in spec.features
+    ]
     target = spec.target if spec.target.task == "classes" else train.label.of_target(spec.target, train.num_rows)
     return features.FeatureSpec(features=tuple(fitted), target=target)
+
+
+def _quantiles(column: pa.ChunkedArray) -> tuple[float, ...]:
+    """Returns the quantiles of a column's values as float32 has them; none where none is there."""
+    values = np.sort(np.asarray(pc.cast(pc.drop_null(column), pa.float64())).astype(np.float32))
+    if not len(values):
+        return ()
+    return tuple(values[(np.arange(QUANTILES + 1) * (len(values) - 1)) // QUANTILES].astype(float).tolist())
 
 
 def publish(build: Build, tasks: Tasks, extracted: Extracted, stored: Stored) -> Manifest:
@@ -117,7 +135,8 @@ def publish(build: Build, tasks: Tasks, extracted: Extracted, stored: Stored) ->
     if not (tasks.work / "write").exists():
         shutil.rmtree(dataset / "files" / f"{version:06d}", ignore_errors=True)  # of another build that published nothing
     written = write_splits(etl, spec, dataset, f"files/{version:06d}", tasks, stored)
-    spec = _scaled(spec, written["train"])
+    tables = sample(stored, etl.columns)
+    spec = _scaled(spec, written["train"], tables["train"])
     check_labels(etl.label, spec.target)
     columns, text = stored_columns(etl, spec), features.dumps(spec)
     splits = {name: split.shards for name, split in written.items()}
@@ -132,7 +151,7 @@ def publish(build: Build, tasks: Tasks, extracted: Extracted, stored: Stored) ->
     manifest.write_atomically(dataset / published.features, text)
     if etl.bad_rows == "quarantine" and counts.bad:
         bad_rows.gather(extracted.bad_rows, dataset / report.quarantine(version))
-    told = report.body(cfg.dataset, etl, published, written, counts, spec, sample(stored, etl.columns))
+    told = report.body(cfg.dataset, etl, published, written, counts, spec, tables)
     _write_report(dataset / published.report, {**told, "seconds": time.monotonic() - build.began})
     manifest.write(dataset, published)
     return published

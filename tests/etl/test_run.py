@@ -30,7 +30,7 @@ from tests import rows
 from tests.conftest import smoke_config
 from tests.plain import ID, csv_rows, numbered, small_config, stored, table_text
 
-GOLDEN_ID = "699884d7d8a9df0c455f5fdb7df2992d"
+GOLDEN_ID = "5a5a0a07ff27fcce83572afe296a0bbe"
 
 
 def with_etl(cfg: Config, folder: Path, **changed) -> Config:
