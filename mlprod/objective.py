@@ -27,7 +27,7 @@ class Objective(Protocol):
         ...
 
     def losses(self, outputs: jax.Array, labels: jax.Array) -> jax.Array:
-        """Returns float32[B]."""
+        """Returns float32[B]; of outputs of K members, [B, K] or [B, K, C], each member's: [B, K]."""
         ...
 
     def scores(self, outputs: jax.Array) -> jax.Array:
@@ -56,7 +56,7 @@ class BinaryObjective:
 
     def losses(self, outputs: jax.Array, labels: jax.Array) -> jax.Array:
         """Returns -log likelihood; stable for large logits: max(x, 0) - x y + log(1 + exp(-|x|))."""
-        losses: jax.Array = optax.sigmoid_binary_cross_entropy(outputs.astype(jnp.float32), labels)
+        losses: jax.Array = optax.sigmoid_binary_cross_entropy(outputs.astype(jnp.float32), _beside(labels, outputs.ndim))
         return losses
 
     def scores(self, outputs: jax.Array) -> jax.Array:
@@ -88,7 +88,7 @@ class RegressionObjective:
 
     def losses(self, outputs: jax.Array, labels: jax.Array) -> jax.Array:
         """Returns squared errors."""
-        return (outputs.astype(jnp.float32) - (labels - self.mean) / self.std) ** 2
+        return (outputs.astype(jnp.float32) - _beside((labels - self.mean) / self.std, outputs.ndim)) ** 2
 
     def scores(self, outputs: jax.Array) -> jax.Array:
         """Returns numbers in the column's unit."""
@@ -120,7 +120,8 @@ class ClassesObjective:
 
     def losses(self, outputs: jax.Array, labels: jax.Array) -> jax.Array:
         """Returns -log likelihood."""
-        logits, numbers = outputs.astype(jnp.float32), labels.astype(jnp.int32)
+        logits = outputs.astype(jnp.float32)
+        numbers = jnp.broadcast_to(_beside(labels.astype(jnp.int32), logits.ndim - 1), logits.shape[:-1])
         losses: jax.Array = optax.softmax_cross_entropy_with_integer_labels(logits, numbers)
         return losses
 
@@ -137,6 +138,11 @@ class ClassesObjective:
         rows, there = sum(self.counts), sum(count > 0 for count in self.counts)
         weights = jnp.array([rows / (there * count) if count else 1.0 for count in self.counts], jnp.float32)
         return weights[labels.astype(jnp.int32)]
+
+
+def _beside(labels: jax.Array, ndim: int) -> jax.Array:
+    """Returns labels [B] as [B, 1, ...] of so many dims."""
+    return labels.reshape(labels.shape + (1,) * (ndim - 1))
 
 
 def objective_of(target: Target) -> Any:

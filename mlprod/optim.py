@@ -20,9 +20,18 @@ def learning_rate(cfg: OptimConfig, steps: int) -> optax.Schedule:
     )
 
 
+NOT_DECAYED = ("bias", "scale", "slope", "adapter")  # names of arrays that stay as they are, of however many dims
+
+
 def _decayed(trained: dict[str, Any]) -> dict[str, Any]:
-    """Returns a tree of bools like `trained`: True for matrices among the parameters, False for biases and tables."""
-    return {kind: jax.tree.map(lambda x, kind=kind: kind == "params" and x.ndim >= 2, tree) for kind, tree in trained.items()}
+    """Returns a tree of bools like `trained`: True for matrices among the parameters, False for biases, scales and tables."""
+
+    def decayed(path: tuple[Any, ...], x: Any) -> bool:
+        names = [str(getattr(key, "key", key)) for key in path]
+        return names[0] == "params" and x.ndim >= 2 and names[-1] not in NOT_DECAYED
+
+    tree: dict[str, Any] = jax.tree_util.tree_map_with_path(decayed, trained)
+    return tree
 
 
 def build_optimizer(cfg: OptimConfig, steps: int) -> optax.GradientTransformation:

@@ -6,7 +6,7 @@ from typing import Any
 
 from mlprod.config import CheckpointConfig, Column, EvalConfig, LoaderConfig, OptimConfig
 from mlprod.init.text import literal
-from mlprod.models.mlp import MLPConfig
+from mlprod.models.tabular import TabularConfig
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,12 @@ class Sizes:
 
 def sizes_for(rows: int, features: Sequence[Column], num_classes: int, cores: int) -> Sizes:
     """Returns sizes for so many training rows."""
-    batch = int(min(max(2 ** round(rows**0.5).bit_length() // 2, 32), 1024))
-    epochs = min(max(4e6 / rows, 4.0), 200.0)
-    steps = max(int(rows / batch), 1)
+    batch = int(min(max(2 ** (max(rows // 32, 1).bit_length() - 1), 32), 256))
+    epochs = min(max(4e6 / rows, 4.0), 60.0)
+    steps = max(int(rows / batch), 30)
     return Sizes(
-        model=MLPConfig(), epochs=round(epochs), optim=OptimConfig(warmup_steps=min(100, steps)),
-        loader=LoaderConfig(global_batch=batch), eval=EvalConfig(batch=1024, every=steps, patience=8, use="best"),
+        model=TabularConfig(hidden=(128, 128)), epochs=round(epochs),
+        optim=OptimConfig(peak_lr=2e-3, weight_decay=1e-2, warmup_steps=100),
+        loader=LoaderConfig(global_batch=batch), eval=EvalConfig(batch=1024, every=steps, patience=15, use="best"),
         checkpoint=CheckpointConfig(every=0, keep_last=1),
     )  # fmt: skip

@@ -1,0 +1,147 @@
+"""The tabular model for tables nobody has tuned it to: numbers cut at their quantiles, and an ensemble that shares its weights.
+
+A number enters as an embedding that is piecewise linear in it, with bends at quantiles of the training rows (Gorishniy, Rubachev,
+Babenko: "On Embeddings for Numerical Features in Tabular Deep Learning", NeurIPS 2022, arXiv:2203.05556), and, scaled by its
+quartiles and softly clipped, through a linear term (the scaling of Holzmüller, Grinsztajn, Steinwart: "Better by default",
+NeurIPS 2024, arXiv:2407.04491). The layers behind are shared by `members` networks, each of which sees its inputs through
+weights of its own and has a head of its own; they are trained side by side on the same batch, and their scores averaged
+(TabM-mini of Gorishniy, Kotelnikov, Babenko: "TabM: Advancing Tabular Deep Learning with Parameter-Efficient Ensembling", ICLR
+2025, arXiv:2410.24210).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mlprod.config import MUST, knob
+from mlprod.errors import ConfigError
+from mlprod.features import Feature, FeatureSpec
+from mlprod.models.layers import Embedding
+from mlprod.models.mlp import embedding_width
+from mlprod.models.protocol import Batch, Constant, Sums
+from mlprod.objective import objective_of, weighted
+
+
+@dataclass(kw_only=True, slots=True)
+class TabularConfig:
+    """Sizes of the tabular model."""
+
+    hidden: tuple[int, ...] = knob((256, 256), "width of each hidden layer", rule=MUST, low=1)
+    members: int = knob(8, "networks that share the layers", rule=MUST, low=1)
+    bins: int = knob(32, "parts into which a number is cut: 64 or a divisor of it", rule=MUST, low=1, high=64)
+    embedding: int = knob(8, "width of a number's embedding", rule=MUST, low=1)
+    max_embedding: int = knob(32, "widest embedding; a table of n ids gets about 1.6 n^0.56", rule=MUST, low=1)
+    dropout: float = knob(0.1, "share of hidden units left out", low=0.0, high=0.99)
+
+    def build(self, features: FeatureSpec, rngs: nnx.Rngs) -> nnx.Module:
+        """Returns the model for a dataset's features."""
+        if 64 % self.bins:
+            raise ConfigError(f"config.model.bins={self.bins} must divide 64, the parts of the quantiles that a dataset holds")
+        lacking = [f.name for f in features.numeric if not f.quantiles]
+        if lacking:
+            raise ConfigError(f"config.model: the dataset has no quantiles of {lacking[0]!r}; build it anew by `mlprod etl`")
+        return Tabular(self, features, rngs)
+
+
+class Numbers(nnx.Module):
+    """Embeddings of numbers: piecewise linear, and linear in the scaled and softly clipped value."""
+
+    def __init__(self, features: tuple[Feature, ...], bins: int, width: int, rngs: nnx.Rngs) -> None:
+        """The piecewise part starts at 0, so that a model begins as a linear one."""
+        low, inverse = (np.stack(part) for part in zip(*(_bins(f, bins) for f in features), strict=True))
+        center, scale = (np.array(part, np.float32) for part in zip(*(_quartiles(f) for f in features), strict=True))
+        self.low, self.inverse = Constant(jnp.asarray(low)), Constant(jnp.asarray(inverse))
+        self.center, self.scale = Constant(jnp.asarray(center)), Constant(jnp.asarray(scale))
+        shape = (len(features), width)
+        self.slope = nnx.Param(jax.random.normal(rngs.params(), shape))
+        self.bias = nnx.Param(jax.random.normal(rngs.params(), shape) * 0.1)
+        self.pieces = nnx.Param(jnp.zeros((len(features), bins, width)))
+
+    def __call__(self, numeric: jax.Array) -> jax.Array:
+        """Returns float32[B, F, width] from float32[B, F]."""
+        part = jnp.clip((numeric[:, :, None] - self.low[None]) * self.inverse[None], 0.0, 1.0)
+        z = (numeric - self.center[None]) * self.scale[None]
+        z = z * jax.lax.rsqrt(1 + (z / 3) ** 2)
+        return jnp.einsum("bft,ftd->bfd", part, self.pieces[...]) + z[:, :, None] * self.slope[None] + self.bias[None]
+
+
+def _bins(feature: Feature, bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (low ends, 1 / widths), float32[bins] each; of bins that equal quantiles leave out, width 1 / 0: always 0."""
+    edges = np.unique(np.array(feature.quantiles[:: (len(feature.quantiles) - 1) // bins], np.float64))
+    low, inverse = np.zeros(bins, np.float32), np.zeros(bins, np.float32)
+    low[: len(edges) - 1] = edges[:-1]
+    inverse[: len(edges) - 1] = np.minimum(1 / np.diff(edges), np.finfo(np.float32).max)
+    return low, inverse
+
+
+def _quartiles(feature: Feature) -> tuple[float, float]:
+    """Returns (median, 1 / deviation): that of a normal distribution of these quartiles; where they are equal, its own."""
+    quarter = (len(feature.quantiles) - 1) // 4
+    lower, middle, upper = (feature.quantiles[i * quarter] for i in (1, 2, 3))
+    return middle, 1.35 / (upper - lower) if upper > lower else 1 / feature.std
+
+
+class Tabular(nnx.Module):
+    """Outputs of any task from tabular features: in training those of each member, else their average."""
+
+    DIMS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        r"embed/.+/table": ("vocab", "embed"),
+        r"numbers/(low|inverse)": ("feature", "bin"),
+        r"numbers/(center|scale)": ("feature",),
+        r"numbers/(slope|bias)": ("feature", "embed"),
+        r"numbers/pieces": ("feature", "bin", "embed"),
+        r"adapter": ("member", "in"),
+        r"hidden/\d+/kernel": ("in", "out"),
+        r"hidden/\d+/bias": ("out",),
+        r"head/kernel": ("member", "in", "logit"),
+        r"head/bias": ("member", "logit"),
+    }
+    TABLES: ClassVar[Mapping[str, tuple[str, ...]]] = {r"embed/(.+)/table": (r"\1",)}
+
+    def __init__(self, cfg: TabularConfig, features: FeatureSpec, rngs: nnx.Rngs) -> None:
+        """Widths follow from `cfg`, tables from the features' vocabularies. Kernels start as He et al. have them (2015)."""
+        widths = {f.name: embedding_width(f.num_ids, cfg.max_embedding) for f in features.categorical}
+        self.numbers = Numbers(features.numeric, cfg.bins, cfg.embedding, rngs) if features.numeric else None
+        self.embed = nnx.Dict({f.name: Embedding(f.num_ids, widths[f.name], rngs) for f in features.categorical})
+        inputs = [*[cfg.embedding] * len(features.numeric), *widths.values()]
+        each = jax.random.normal(rngs.params(), (cfg.members, len(inputs)))
+        self.adapter = nnx.Param(jnp.repeat(each, np.array(inputs), axis=1, total_repeat_length=sum(inputs)))
+        he = nnx.initializers.he_normal()
+        sizes = [sum(inputs), *cfg.hidden]
+        self.hidden = nnx.List([nnx.Linear(a, b, kernel_init=he, rngs=rngs) for a, b in pairwise(sizes)])
+        self.dropout = nnx.Dropout(cfg.dropout)
+        self.objective = objective_of(features.target)
+        self.head = Heads(cfg.members, sizes[-1], self.objective.num_outputs, rngs)
+
+    def __call__(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """Returns outputs [B] or [B, C]; where `rngs` is given, dropout is on and they are of K members: [B, K] or [B, K, C]."""
+        parts = [self.numbers(batch["numeric"]).reshape(batch["numeric"].shape[0], -1)] if self.numbers is not None else []
+        parts += [table(batch[name]) for name, table in self.embed.items()]
+        h = jnp.concatenate(parts, axis=1)[:, None, :] * self.adapter[None]
+        for layer in self.hidden:
+            h = self.dropout(jax.nn.relu(layer(h)), deterministic=rngs is None, rngs=rngs)
+        outputs: jax.Array = self.objective.outputs(self.head(h))
+        return self.objective.averaged(outputs) if rngs is None else outputs
+
+    def loss(self, outputs: jax.Array, batch: Batch) -> Sums:
+        """Returns {"loss": (sum, weight)}; of members, the mean of their losses."""
+        return {"loss": weighted(self.objective.losses(outputs, batch["label"]), batch["weight"])}
+
+
+class Heads(nnx.Module):
+    """A linear layer of its own for each member."""
+
+    def __init__(self, members: int, width: int, outputs: int, rngs: nnx.Rngs) -> None:
+        """Kernels start normal with deviation 1/sqrt(width)."""
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (members, width, outputs)) * width**-0.5)
+        self.bias = nnx.Param(jnp.zeros((members, outputs)))
+
+    def __call__(self, h: jax.Array) -> jax.Array:
+        """Returns float32[B, K, outputs] from [B, K, width]."""
+        return jnp.einsum("bki,kio->bko", h, self.kernel[...]) + self.bias[None]
