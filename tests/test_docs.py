@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mlprod import cli
+from mlprod import cli, reference
 from mlprod.config import Config
 from mlprod.models.mlp import MLPConfig
 from tests.conftest import ROOT
@@ -56,6 +56,11 @@ def texts() -> Iterator[tuple[Path, str]]:
         body = path.read_bytes()
         if b"\0" not in body:
             yield path, body.decode("utf-8")
+
+
+def test_the_config_reference_is_what_the_code_says() -> None:
+    """`python -m mlprod.reference > docs/config.md` writes it."""
+    assert (ROOT / "docs" / "config.md").read_text(encoding="utf-8") == reference.text()
 
 
 def test_there_is_a_readme() -> None:

@@ -22,7 +22,7 @@ ROWS = (
     ("store", "console", "etl", "data", "objective", "models", "metrics", "optim", "parallel"),
     ("digest", "state", "step"),
     ("plan", "checkpoint", "tracking", "early_stop", "runtime", "resume"),
-    ("scores", "segments", "evaluate", "predict", "check", "checkpoints", "audit", "changes", "datasets", "init"),
+    ("scores", "segments", "evaluate", "predict", "check", "checkpoints", "audit", "changes", "datasets", "reference", "init"),
     ("train",),
     ("cli",),
 )

@@ -123,7 +123,7 @@ def test_an_embedding_is_piecewise_linear_in_a_number(edges: list[float], values
 
 
 def test_numbers_are_scaled_by_their_quartiles() -> None:
-    """(x - median) / deviation of a normal distribution of these quartiles, softly clipped at 3; where they are equal, its own."""
+    """(x - median) / deviation of a normal distribution of these quartiles, softly clipped at 3; of equal ones, its own."""
     numbers = Numbers(SPEC.numeric, 8, 1, nnx.Rngs(0))
     numbers.pieces[...], numbers.slope[...], numbers.bias[...] = jnp.zeros((2, 8, 1)), jnp.ones((2, 1)), jnp.zeros((2, 1))
     lower, middle, upper = (i * i / 100 for i in (16, 32, 48))
