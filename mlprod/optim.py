@@ -20,7 +20,7 @@ def learning_rate(cfg: OptimConfig, steps: int) -> optax.Schedule:
     )
 
 
-NOT_DECAYED = ("bias", "scale", "slope", "adapter")  # names of arrays that stay as they are, of however many dims
+NOT_DECAYED = ("bias", "scale", "slope", "member_scale")  # names of arrays that stay as they are, of however many dims
 
 
 def _decayed(trained: dict[str, Any]) -> dict[str, Any]:

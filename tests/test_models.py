@@ -71,7 +71,8 @@ def test_outputs_and_gradients(name: str, size: int) -> None:
     for path, gradient in flatten(tuple(nnx.to_pure_dict(g) for g in jax.jit(jax.grad(loss))((params, tables)))).items():
         assert np.isfinite(gradient).all(), path
     clean = jax.jit(jax.grad(lambda p: nnx.merge(graph, p, tables, rest)(rows).sum()))(params)
-    assert float(jnp.abs(nnx.to_pure_dict(clean)["head"]["bias"]).sum()) == pytest.approx(size, rel=0.05)
+    bias = float(nnx.to_pure_dict(clean)["head"]["bias"].sum())
+    assert bias == pytest.approx(size, rel=0.3 if name == "tabular" else 1e-6)  # a mean of probabilities is no mean of logits
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -118,17 +119,16 @@ def test_an_embedding_is_piecewise_linear_in_a_number(edges: list[float], values
     pieces = np.zeros((1, 16, 1), np.float32)
     pieces[0, : len(rise), 0] = rise
     numbers.pieces[...], numbers.slope[...], numbers.bias[...] = jnp.asarray(pieces), jnp.zeros((1, 1)), jnp.zeros((1, 1))
-    found = numbers(jnp.asarray(np.array(values, np.float32)[:, None]))[:, 0, 0]
+    found = numbers.embedded(jnp.asarray(np.array(values, np.float32)[:, None]))[:, 0, 0]
     assert found == pytest.approx(np.interp(values, bends, np.concatenate([[0.0], np.cumsum(rise)])), abs=0.02)
 
 
 def test_numbers_are_scaled_by_their_quartiles() -> None:
     """(x - median) / deviation of a normal distribution of these quartiles, softly clipped at 3; of equal ones, its own."""
     numbers = Numbers(SPEC.numeric, 8, 1, nnx.Rngs(0))
-    numbers.pieces[...], numbers.slope[...], numbers.bias[...] = jnp.zeros((2, 8, 1)), jnp.ones((2, 1)), jnp.zeros((2, 1))
     lower, middle, upper = (i * i / 100 for i in (16, 32, 48))
     deviation = (upper - lower) / 1.35
-    found = numbers(jnp.array([[middle, 0.0], [middle + deviation, 1.0], [1e9, 1e9]], jnp.float32))[:, :, 0]
+    found = numbers(jnp.array([[middle, 0.0], [middle + deviation, 1.0], [1e9, 1e9]], jnp.float32))[:, :2]
     assert found[0] == pytest.approx([0.0, 0.0], abs=1e-6)
     assert found[1] == pytest.approx([(1 + 1 / 9) ** -0.5, 1.35 * (1 + (1.35 / 3) ** 2) ** -0.5], rel=1e-5)
     assert found[2] == pytest.approx([3.0, 3.0], rel=1e-4)

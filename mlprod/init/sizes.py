@@ -1,5 +1,6 @@
 """How large a model is, what a batch is and how long it trains: by rows, columns and cores."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,11 +41,11 @@ class Sizes:
 
 def sizes_for(rows: int, features: Sequence[Column], num_classes: int, cores: int) -> Sizes:
     """Returns sizes for so many training rows."""
-    batch = int(min(max(2 ** (max(rows // 32, 1).bit_length() - 1), 32), 256))
+    batch = 2 ** round(math.log2(min(max(rows / 64, 32), 1024)))
+    steps = max(rows // batch, 1)
     epochs = min(max(4e6 / rows, 4.0), 60.0)
-    steps = max(int(rows / batch), 30)
     return Sizes(
-        model=TabularConfig(hidden=(128, 128)), epochs=round(epochs),
+        model=TabularConfig(), epochs=round(epochs),
         optim=OptimConfig(peak_lr=2e-3, weight_decay=1e-2, warmup_steps=100),
         loader=LoaderConfig(global_batch=batch), eval=EvalConfig(batch=1024, every=steps, patience=15, use="best"),
         checkpoint=CheckpointConfig(every=0, keep_last=1),
