@@ -22,7 +22,7 @@ HEAD = """# Every field of a config
 A config file is Python with a `get_config()` that returns a `Config`. Any field can be set on the command line:
 `--config.optim.peak_lr=1e-3`, tuples as `--config.mesh.fsdp="(4, 2)"`. A value without a default must be given.
 
-**Resume**: `must` stays the same when a run is resumed, `may` is free to change, `data` is part of the dataset's identity: another
+**Resume**: `must` stays the same when a run is resumed, `may` is free to change, `data` is part of the dataset: another
 value is another dataset. Written by `python -m mlprod.reference`.
 """
 MODELS = (MLPConfig, TabularConfig)
