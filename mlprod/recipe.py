@@ -12,6 +12,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,16 @@ def _settable(hint: Any, value: Any) -> bool:
     return not (sections or dataclasses.is_dataclass(value) or callable(value) or isinstance(value, dict))
 
 
+def _known(path: str, leaves: Sequence[str]) -> str:
+    """Returns the field most like `path`, or what there is in the innermost of its sections: all fields would fill the screen."""
+    if get_close_matches(path, leaves, cutoff=0.5):
+        return nearest(path, leaves)
+    parts = path.split(".")
+    sections = (".".join(parts[:i]) + "." for i in range(len(parts) - 1, 0, -1))
+    section = next((name for name in sections if any(leaf.startswith(name) for leaf in leaves)), "")
+    return nearest("", {leaf.removeprefix(section).split(".")[0] for leaf in leaves if leaf.startswith(section)})
+
+
 def _check_overrides(cfg: Config, argv: Sequence[str]) -> None:
     """Raises ConfigError for the first override of a field that does not exist or that a command line cannot set."""
     fields = {path: (hint, value) for path, _, hint, value in walk(cfg) if "[" not in path}
@@ -96,7 +107,7 @@ def _check_overrides(cfg: Config, argv: Sequence[str]) -> None:
         if path not in leaves and path.split("[")[0] in fields:
             raise ConfigError(f"config.{path} can only be set in the config file")
         if path not in leaves:
-            raise ConfigError(f"config.{path} does not exist{nearest(path, leaves)}")
+            raise ConfigError(f"config.{path} does not exist{_known(path, leaves)}")
         if fields[path][0] is bool and text and text[1:].lower() not in ("true", "false", "1", "0", "t", "f"):
             raise ConfigError(f"config.{path}{text} must be true or false")
 
