@@ -23,6 +23,7 @@ VERBS = {
     "evaluate": "metrics of a checkpoint on a split",
     "predict": "raw rows to scores, one output row per input row",
     "check": "everything that can be wrong, before a device is paid for",
+    "doctor": "what this machine has, and what is wrong with it; needs no config",
     "checkpoints": "list, show or verify what a run has saved",
     "data": "list, show, verify or compare the versions of a dataset",
 }
@@ -52,7 +53,9 @@ def _parser(verb: str) -> argparse.ArgumentParser:
     if verb == "init":
         _add_init(parser)
     else:
-        parser.add_argument("--config", required=True, metavar="FILE", help="Python file with get_config()")
+        parser.add_argument(
+            "--config", required=verb != "doctor", default="", metavar="FILE", help="Python file with get_config()"
+        )
     parser.add_argument("--debug", action="store_true", help="show a traceback with every error")
     if verb == "etl":
         parser.add_argument("--dry-run", action="store_true", help="show what would be made of the first rows; build nothing")
@@ -121,6 +124,11 @@ def _run(verb: str, options: argparse.Namespace, overrides: Sequence[str]) -> No
     if verb == "init":
         importlib.import_module("mlprod.init.run").main(options)
         return
+    if verb == "doctor" and not options.config:
+        if overrides:
+            raise UserError(f"{overrides[0]} needs --config FILE")
+        importlib.import_module("mlprod.doctor.run").main(None)
+        return
     recipe = importlib.import_module("mlprod.recipe")
     cfg = recipe.load(options.config, overrides)
     if verb == "etl":
@@ -129,6 +137,9 @@ def _run(verb: str, options: argparse.Namespace, overrides: Sequence[str]) -> No
     if verb == "train":
         _ensure_dataset(cfg, options.config, overrides)
         importlib.import_module("mlprod.train").main(cfg)
+        return
+    if verb == "doctor":  # devices are looked at in a child process
+        importlib.import_module("mlprod.doctor.run").main(cfg)
         return
     if verb == "data":  # no device is needed
         importlib.import_module("mlprod.datasets").main(cfg, options)

@@ -36,6 +36,10 @@ class WorkdirError(UserError):
     """The run's folder cannot be written, is held by a living run, or belongs to another run."""
 
 
+class MachineError(UserError):
+    """This machine lacks what a run needs: a package, a device, space on a disk."""
+
+
 class BuildError(MlprodError):
     """A build of a dataset failed while it ran: a full disk, a source that went away. What was finished is kept."""
 

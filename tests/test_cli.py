@@ -77,6 +77,7 @@ OPTIONS = {
     "etl": [],
     "train": [],
     "check": [],
+    "doctor": [],
     "data": ["--version", "--split", "--rows", "--other", "--with"],
     "evaluate": ["--step", "--split", "--scores"],
     "predict": ["--step", "--input", "--output", "--limit"],
@@ -100,7 +101,7 @@ def test_help_of_a_verb_lists_its_options(verb: str, capsys: pytest.CaptureFixtu
 
 WORDS = {
     "a misspelled verb": (["trian"], "there is no verb 'trian'; did you mean 'train'?"),
-    "an unknown verb": (["zzz"], "there is no verb 'zzz'; known: check, checkpoints, data, etl, evaluate, "),
+    "an unknown verb": (["zzz"], "there is no verb 'zzz'; known: check, checkpoints, data, doctor, etl, evaluate, "),
     "an option for a verb": (["--config", "x.py"], "there is no verb '--config'"),
     "no config": (["train"], "the following arguments are required: --config; try `mlprod train --help`"),
     "a bare --config": (["train", "--config"], "argument --config: expected one argument; try `mlprod train --help`"),
@@ -137,6 +138,7 @@ def test_debug_shows_the_traceback_and_the_line(capsys: pytest.CaptureFixture[st
 ENDINGS = {
     "user": (errors.UserError("no"), 2), "config": (errors.ConfigError("no"), 2), "data": (errors.DataError("no"), 2),
     "layout": (errors.LayoutError("no"), 2), "workdir": (errors.WorkdirError("no"), 2),
+    "machine": (errors.MachineError("no"), 2),
     "checkpoint": (errors.CheckpointError("no"), 1),
     "training": (errors.TrainingError("no"), 1), "preempted": (errors.Preempted("no"), 75),
 }  # fmt: skip

@@ -17,12 +17,13 @@ TREES = {
 
 # A module may import lower rows, those named before it in its row, and its own package. A new module needs a place here.
 ROWS = (
-    ("errors",),
+    ("errors", "locks"),
     ("hashing", "hints", "config", "validation", "compare", "recipe", "manifest", "features", "order", "ledger", "bad_numbers"),
     ("store", "console", "etl", "data", "objective", "models", "metrics", "optim", "parallel"),
     ("digest", "state", "step"),
     ("plan", "checkpoint", "tracking", "early_stop", "runtime", "resume"),
-    ("scores", "segments", "evaluate", "predict", "check", "checkpoints", "audit", "changes", "datasets", "reference", "init"),
+    ("scores", "segments", "evaluate", "predict", "check", "checkpoints"),
+    ("audit", "changes", "datasets", "reference", "init", "doctor"),
     ("train",),
     ("cli",),
 )
@@ -32,8 +33,8 @@ DOORS = {  # dependency -> the only modules (or packages of ours) that import it
     "orbax": {"checkpoint"}, "tensorstore": {"checkpoint"},
     "wandb": {"tracking"}, "grain": {"data"}, "pandas": {"etl"}, "sqlalchemy": {"etl"},
     "adbc_driver_manager": {"etl"}, "adbc_driver_postgresql": {"etl"},
-    "ml_collections": {"recipe"}, "absl": {"recipe"}, "importlib": {"cli", "runtime", "etl"}, "runpy": {"recipe"},
-    "subprocess": {"cli"},
+    "ml_collections": {"recipe"}, "absl": {"recipe"}, "importlib": {"cli", "runtime", "etl", "doctor"}, "runpy": {"recipe"},
+    "subprocess": {"cli", "doctor"}, "psutil": {"doctor"}, "packaging": {"doctor"},
 }  # fmt: skip
 BANNED = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "imp", "yaml", "random"}
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mlprod.errors import BuildError, Preempted, WorkdirError
 from mlprod.etl.files import Unreadable
+from mlprod.locks import holder_of
 from mlprod.store import FULL
 
 FOLDERS = ("files", "features", "reports", "quarantine", "manifests")
@@ -62,15 +63,7 @@ def holder(dataset: Path) -> str:
 
     Writes nothing. A build that starts in the microsecond in which this asks takes it for another.
     """
-    try:
-        with open(dataset / "work" / "lock") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return lock.read().strip() or "another process"
-    except FileNotFoundError:
-        pass
-    return ""
+    return holder_of(dataset / "work" / "lock")
 
 
 def _unwritable(folder: Path, error: OSError) -> WorkdirError:
