@@ -101,7 +101,8 @@ def config(folder: Path, steps: int) -> Config:
     )  # fmt: skip
     return Config(
         name="overhead", workdir=str(folder / "run"), dataset=str(folder / "dataset"), steps=steps, etl=etl,
-        model=MLPConfig(hidden=HIDDEN, dropout=0.0), loader=LoaderConfig(global_batch=BATCH), tracking=TrackingConfig(wandb="off"),
+        model=MLPConfig(hidden=HIDDEN, dropout=0.0), loader=LoaderConfig(global_batch=BATCH),
+        tracking=TrackingConfig(wandb="off"),
     )  # fmt: skip
 
 

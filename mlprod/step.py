@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -19,8 +20,9 @@ from mlprod.parallel.layouts import Placement
 from mlprod.state import ModelDef, TrainState, flatten
 
 Sums = Mapping[str, jax.Array]
+Words = jax.Array  # a step's sums as one array
 Placed = Mapping[str, jax.Array]  # a batch as the loader makes it, on the devices: one "ids" for all categorical features
-Update = Callable[[TrainState, Placed], tuple[TrainState, Sums]]
+Update = Callable[[TrainState, Placed], tuple[TrainState, Words]]
 Score = Callable[[TrainState, Placed], Sums]
 
 
@@ -41,7 +43,7 @@ def compile_update(
     skip_bad: bool = False,
     balanced: bool = False,
 ) -> Update:
-    """Returns the training step: (state, batch) -> (state after one update, sums).
+    """Returns the training step: (state, batch) -> (state after one update, sums as `pack` makes them).
 
     Sums, all scalars but "ids": "loss" and "weight" (float32 sums over the batch), "grad_norm", "rate", "bad" (int32: -1 where
     loss and gradient are finite, else which gradient is the first that is not, in the order of `gradient_paths`, or their
@@ -52,7 +54,7 @@ def compile_update(
         balanced: every class counts as much as any other, see `Objective.class_weights`.
     """
 
-    def update(state: TrainState, placed: Placed) -> tuple[TrainState, Sums]:
+    def update(state: TrainState, placed: Placed) -> tuple[TrainState, Words]:
         batch = model.named(placed)
         weighed = {**batch, "weight": batch["weight"] * model.objective.class_weights(batch["label"])} if balanced else batch
 
@@ -78,9 +80,26 @@ def compile_update(
             "bad": bad,
             "ids": digest(batch["row_id"]),
         }
-        return TrainState(state.step + 1, new["params"], new["tables"], model_state, optim), sums
+        return TrainState(state.step + 1, new["params"], new["tables"], model_state, optim), pack(sums)
 
     return jax.jit(update, donate_argnums=0, out_shardings=(where, placement.replicated()))
+
+
+SUMS = np.dtype([("loss", "<f4"), ("weight", "<f4"), ("grad_norm", "<f4"), ("rate", "<f4"), ("bad", "<i4"), ("ids", "<u4", 2)])
+
+
+def pack(sums: Sums) -> Words:
+    """Returns the bits of a step's sums, in the order of `SUMS`, as one uint32[7] of shape (7,).
+
+    One array leaves the devices a step, not six: what fetching each costs the host is more than all that is done with them.
+    """
+    return jnp.concatenate([jnp.ravel(jax.lax.bitcast_convert_type(sums[name], jnp.uint32)) for name in SUMS.names or ()])
+
+
+def unpack(words: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the sums by name, of a fetched `pack`, uint32[7]."""
+    row = words.view(SUMS)[0]
+    return {name: row[name] for name in SUMS.names or ()}
 
 
 def gradient_paths(state: TrainState) -> list[str]:

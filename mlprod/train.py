@@ -34,7 +34,7 @@ from mlprod.parallel.place import Rows, fetch, placed_ahead
 from mlprod.plan import Plan, make_plan
 from mlprod.resume import roll_back, start
 from mlprod.state import TrainState
-from mlprod.step import Score, Sums, compile_score, compile_update, gradient_paths
+from mlprod.step import Score, Words, compile_score, compile_update, gradient_paths, unpack
 from mlprod.tracking import Record, Trackers, open_trackers
 
 FAST_STEPS = 3
@@ -171,9 +171,9 @@ class Late:
     def __init__(self, tracker: Trackers, line: ProgressLine, watch: Watch) -> None:
         """Nothing is pending."""
         self._tracker, self._line, self._watch = tracker, line, watch
-        self._pending: tuple[int, int, Sums, Rows] | None = None
+        self._pending: tuple[int, int, Words, Rows] | None = None
 
-    def report(self, step: int, position: int, sums: Sums, rows: Rows) -> None:
+    def report(self, step: int, position: int, sums: Words, rows: Rows) -> None:
         """Takes the sums and this process's rows of the step just dispatched; logs those of the step before."""
         before, self._pending = self._pending, (step, position, sums, rows)
         if before is not None:
@@ -185,8 +185,8 @@ class Late:
         if before is not None:
             self._log(*before)
 
-    def _log(self, step: int, position: int, sums: Sums, rows: Rows) -> None:
-        got = fetch(sums)
+    def _log(self, step: int, position: int, sums: Words, rows: Rows) -> None:
+        got = unpack(fetch(sums))
         rate, ids = (float(got["rate"]), 1.0), as_hex(got["ids"])
         if self._watch.is_bad(step, position, got, rows):
             values = {"skipped": (1.0, 1.0), "rate": rate}

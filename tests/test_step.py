@@ -11,7 +11,7 @@ from mlprod.data.loader import train_batches
 from mlprod.parallel.place import fetch, to_devices
 from mlprod.plan import Plan, make_plan
 from mlprod.state import TrainState, create, flatten, parameter_path
-from mlprod.step import compile_update, key_for
+from mlprod.step import compile_update, key_for, unpack
 from tests.conftest import MakeConfig
 
 
@@ -78,7 +78,7 @@ def test_the_digest_of_ids_is_that_of_the_rows(plan: Plan) -> None:
     update = compile_update(plan.model, plan.optimizer, plan.rate, plan.cfg.seed, plan.where, plan.placement)
     (batch,) = batches(plan, 1)
     ids = np.asarray(fetch(batch["row_id"]))
-    np.testing.assert_array_equal(fetch(update(fresh(plan), batch)[1]["ids"]), digest_numpy(ids))
+    np.testing.assert_array_equal(unpack(fetch(update(fresh(plan), batch)[1]))["ids"], digest_numpy(ids))
 
 
 def test_random_keys_are_those_of_seed_step_and_name() -> None:
