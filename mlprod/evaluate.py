@@ -113,7 +113,8 @@ def restore_for(plan: Plan, step: int) -> tuple[TrainState, RunState]:
         )
     if found[1].dataset_id != plan.manifest.dataset_id:
         raise ConfigError(
-            f"the run was trained on dataset_id {found[1].dataset_id}, {plan.cfg.dataset} is {plan.manifest.dataset_id}"
+            f"config.workdir={plan.cfg.workdir!r} was trained on dataset_id {found[1].dataset_id}, {plan.cfg.dataset} is "
+            f"{plan.manifest.dataset_id}; give the config of that run"
         )
     return found
 

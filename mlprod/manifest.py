@@ -184,9 +184,10 @@ def read(dataset: Folder, version: int = 0) -> Manifest:
         DataError: no version there, another format than this program's, or a file that is not a manifest.
     """
     known = versions(dataset)
-    if not known or (version and version not in known):
-        which = f" {version}" if version else ""
-        raise DataError(f"{dataset.location} has no dataset version{which}: run `mlprod etl` with the same config first")
+    if known and version and version not in known:
+        raise DataError(f"{dataset.location} has no dataset version {version}; it has {', '.join(map(str, known))}")
+    if not known:
+        raise DataError(f"{dataset.location} has no dataset version: run `mlprod etl` with the same config first")
     path = manifest_path(version or known[-1])
     where = f"{dataset.location}/{path}"
     try:

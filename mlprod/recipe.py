@@ -19,11 +19,13 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from mlprod import config as sections
 from mlprod.config import Config, walk
 from mlprod.errors import ConfigError, nearest
 from mlprod.validation import validate
 
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]+)(=.*)?", re.DOTALL)
+_NO_FIELD = re.compile(r"'(\w+)' object has no attribute '(\w+)'|(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'")
 
 
 def run_file(path: str) -> Config:
@@ -32,7 +34,8 @@ def run_file(path: str) -> Config:
     The file's folder is importable while it runs, so that `configs/gpu.py` can take a recipe from beside it.
     """
     if not Path(path).is_file():
-        raise ConfigError(f"--config={path}: no such file; give the path of a Python file with get_config()")
+        what = "is a folder" if Path(path).is_dir() else "no such file"
+        raise ConfigError(f"--config={path}: {what}; give the path of a Python file with get_config()")
     with _folder_importable(path):
         cfg = _config_of(path)
     if not isinstance(cfg, Config):
@@ -49,7 +52,8 @@ def _config_of(path: str) -> Any:
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:  # whatever the user's file does wrong is the user's to read
-        raise ConfigError(f"{path}: {_where(error, path)}{type(error).__name__}: {error}") from error
+        told = f"{path}: {_where(error, path)}{type(error).__name__}: {error}{_meant(error)}"
+        raise ConfigError(told if path.endswith(".py") else f"{told}; is it a Python file with get_config()?") from error
 
 
 @contextmanager
@@ -79,10 +83,31 @@ def _where(error: BaseException, path: str) -> str:
     return f"line {line}: " if line else ""
 
 
+def _meant(error: BaseException) -> str:
+    """Returns which field may be meant by a name that one of the config's sections does not have; '' for other errors."""
+    found = _NO_FIELD.search(str(error))
+    section = vars(sections).get(found[1] or found[3]) if found else None
+    if found and isinstance(section, type) and dataclasses.is_dataclass(section):
+        return nearest(found[2] or found[4], [field.name for field in dataclasses.fields(section)])
+    return ""
+
+
 def _settable(hint: Any, value: Any) -> bool:
     """Whether a command line may set a field: not sections, functions, dicts and tuples of sections."""
     sections = any(dataclasses.is_dataclass(arg) for arg in typing.get_args(hint))
     return not (sections or dataclasses.is_dataclass(value) or callable(value) or isinstance(value, dict))
+
+
+def _parses(hint: Any, text: str) -> bool:
+    """Whether the text of an override is a number, where the field is one."""
+    try:
+        if hint is float:
+            float(text)
+        if hint is int:
+            int(text, 0 if text[:2].lower() in ("0x", "0o") else 10)
+    except ValueError:
+        return False
+    return True
 
 
 def _known(path: str, leaves: Sequence[str]) -> str:
@@ -110,6 +135,11 @@ def _check_overrides(cfg: Config, argv: Sequence[str]) -> None:
             raise ConfigError(f"config.{path} does not exist{_known(path, leaves)}")
         if fields[path][0] is bool and text and text[1:].lower() not in ("true", "false", "1", "0", "t", "f"):
             raise ConfigError(f"config.{path}{text} must be true or false")
+        if text and not _parses(fields[path][0], text[1:]):
+            told = "a whole number" if fields[path][0] is int else "a number"
+            raise ConfigError(f"config.{path}{text} must be {told}, such as {fields[path][1]}")
+        if text is None and fields[path][0] is not bool and match.string == argv[-1]:
+            raise ConfigError(f"{match.string} has no value; write {match.string}=...")
 
 
 def apply_overrides(cfg: Config, argv: Sequence[str]) -> Config:

@@ -11,6 +11,7 @@ import platform
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -32,6 +33,7 @@ def start(cfg: RuntimeConfig) -> None:
 
     Raises:
         ConfigError: the platform asked for is not there.
+        WorkdirError: the compile cache cannot be written.
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax tells of every save, and of a failed one in hundreds of lines
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # and of a damaged step in hundreds of lines; we say it in one
@@ -48,6 +50,7 @@ def start(cfg: RuntimeConfig) -> None:
             told = f"config.runtime.num_cpu_devices={cfg.num_cpu_devices}: this process computes on {jax.device_count()} already"
             raise ConfigError(f"{told}; start another") from error
     if cfg.compile_cache:
+        check_writable(f"config.runtime.compile_cache={cfg.compile_cache!r}", Path(cfg.compile_cache) / "program")
         jax.config.update("jax_compilation_cache_dir", cfg.compile_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     try:
@@ -104,10 +107,14 @@ class StopRequest:
 
 
 def check_writable(option: str, path: Path) -> None:
-    """Raises WorkdirError when `path` could not be made or written below what is there; makes nothing."""
+    """Raises WorkdirError when `path` could not be made or written below what is there; leaves nothing."""
     there = next(p for p in path.absolute().parents if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise WorkdirError(f"{option} cannot be written: {there} is no folder that this user may write; give another folder")
+    try:
+        with tempfile.TemporaryFile(dir=there):  # an administrator may write anywhere, and cannot on a disk that is read-only
+            pass
+    except OSError as error:
+        told = f"{there} is no folder that this user may write ({error.strerror})"
+        raise WorkdirError(f"{option} cannot be written: {told}; give another folder") from error
 
 
 @contextmanager

@@ -113,6 +113,8 @@ def validate_etl(etl: EtlConfig) -> None:
         raise ConfigError(f"config.etl.group_rows={etl.group_rows} must be a power of two")
     if isinstance(etl.source, SqlSource):
         _validate_sql(etl.source)
+    if not isinstance(etl.source, SqlSource) and not etl.source.path:
+        raise ConfigError("config.etl.source.path='' must name a file, a folder, a pattern such as rows-*.csv, or an address")
     if isinstance(etl.source, CsvSource) and len(etl.source.delimiter) != 1:
         raise ConfigError(f"config.etl.source.delimiter={etl.source.delimiter!r} must be one character")
     if isinstance(etl.source, CsvSource):

@@ -1,6 +1,7 @@
 """Bad rows, damaged datasets, meshes that do not fit, folders that cannot be written: told in one line, before the first step."""
 
 import dataclasses
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterable
@@ -63,7 +64,10 @@ CSVS: dict[str, tuple[str, ...]] = {
     "another name": (HEADER.replace("color", "colour"), "rows.csv has no column 'color'; did you mean 'colour'?"),
     "no label": (HEADER.replace(",y", ""), "rows.csv has no column 'y'"),
     "a name twice": (csv_with(LINES[3]).replace("x,n", "x,x"), "rows.csv", "'x'", "twice"),
-    "another delimiter": (csv_with(LINES[3]).replace(",", ";"), "rows.csv has no column 'id'; known: id;day;x;n;color;size;y"),
+    "another delimiter": (
+        csv_with(LINES[3]).replace(",", ";"), "rows.csv has no column 'id'; known: id;day;x;n;color;size;y; it has one column: ",
+        "is config.etl.source.delimiter right?",
+    ),
     "a feature without values": (
         with_column(2, ""), "column 'x' has no value in the training split; leave it out of config.etl.columns",
     ),
@@ -82,6 +86,27 @@ def test_a_csv_that_is_refused(text: str, fragments: list[str], here: Path, caps
     if "fields" in told:
         assert "another type" not in told, "that mends no line"
     assert not list(here.glob("dataset/manifests/*"))
+
+
+OTHERS_TAKEN_FOR_CSV = {
+    "Parquet": (b"PAR1\xff\xfe", "no CSV file but a Parquet file: give it to ParquetSource"),
+    "Excel": (b"PK\x03\x04\xff\xfe", "a zip archive or an Excel workbook: unpack it, or save it as CSV"),
+    "SQLite": (b"SQLite format 3\0\xff", "an SQLite database: give it to SqlSource"),
+    "gzip": (b"\x1f\x8b\x08\xff", "packed by gzip: let its name end with .gz"),
+}
+
+
+@pytest.mark.parametrize("begin, fragment", OTHERS_TAKEN_FOR_CSV.values(), ids=list(OTHERS_TAKEN_FOR_CSV))
+def test_a_file_of_another_kind(begin: bytes, fragment: str, here: Path, capsys: Capture) -> None:
+    """By its first bytes: that it is not UTF-8 helps nobody."""
+    (here / "rows.csv").write_bytes(begin + bytes(range(256)))
+    refused(capsys, argv("etl"), "rows.csv is no CSV file but ", fragment)
+
+
+def test_a_csv_that_is_not_packed_as_its_name_says(here: Path, capsys: Capture) -> None:
+    """The library's words say only that inflating failed."""
+    (here / "rows.csv.gz").write_text("x,y\n")
+    refused(capsys, argv("etl", "--config.etl.source.path=rows.csv.gz"), "rows.csv.gz cannot be read: ", "what its name says?")
 
 
 def test_a_csv_that_is_not_utf8(here: Path, capsys: Capture) -> None:
@@ -293,7 +318,7 @@ def test_a_database_that_is_refused(
 URLS = {
     "no file": ("sqlite:///none.db", "there is no database file 'none.db'; create it, or mend the path"),
     "no path": ("sqlite://", "there is no database file"),
-    "no URL": ("rows.db", "config.etl.source.url='rows.db': "),
+    "no URL": ("rows.db", "config.etl.source.url='rows.db': ", "; give one such as sqlite:///data.db or postgresql://"),
     "an empty URL": ("", "config.etl.source.url='': "),
     "an unknown kind": ("oracel://db.example/x", "config.etl.source.url='oracel://db.example/x': "),
     "a host for SQLite": ("sqlite://db.example/x.db", "config.etl.source.url='sqlite://db.example/x.db': Invalid SQLite URL"),
@@ -541,6 +566,20 @@ def test_a_workdir_that_cannot_be_written(workdir: str, dataset: Path, here: Pat
         refused(capsys, argv(verb, *words), f"config.workdir='{workdir}' cannot be written", "give another folder")
 
 
+def test_a_compile_cache_that_cannot_be_written(dataset: Path, here: Path, capsys: Capture) -> None:
+    """JAX itself only warns, and compiles everything again at every start."""
+    (here / "plain").write_text("a file")
+    words = on(dataset, "--config.runtime.compile_cache=plain")
+    refused(capsys, argv("check", *words), "config.runtime.compile_cache='plain' cannot be written", "give another folder")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no /proc")
+def test_a_workdir_where_not_even_an_administrator_may_write(dataset: Path, capsys: Capture) -> None:
+    """What the rights say is not what the disk does: `check` tries it."""
+    words = (f"--config.dataset={dataset}", "--config.workdir=/proc/nowhere/run")
+    refused(capsys, argv("check", *words), "config.workdir='/proc/nowhere/run' cannot be written: /proc is no folder that")
+
+
 def test_a_workdir_that_a_living_run_holds(dataset: Path, here: Path, capsys: Capture) -> None:
     """Its holder is named; nothing of it is touched."""
     with runtime.hold(here / "run"):
@@ -631,6 +670,23 @@ def test_an_output_that_cannot_be_written(path: str, run: Config, here: Path, ca
     assert sorted(p.name for p in here.rglob("*")) == ["folder", "plain"]
 
 
+def test_checkpoints_that_this_user_may_not_read(run: Config, here: Path, capsys: Capture) -> None:
+    """Named, by every verb that reads them."""
+    (here / "run" / "checkpoints").mkdir(parents=True)
+    (here / "run" / "checkpoints").chmod(0)
+    if os.access(here / "run" / "checkpoints", os.R_OK):
+        pytest.skip("this user may read everything")
+    words = of(run, "--config.workdir=run")
+    for verb, more in (("checkpoints", ["ls"]), ("evaluate", [])):
+        refused(capsys, argv(verb, *more, *words), "checkpoints cannot be read: Permission denied; let this user read it")
+
+
+def test_the_checkpoints_of_another_model(run: Config, capsys: Capture) -> None:
+    """Two arrays that differ tell enough: the line fits a screen."""
+    words = of(run, "--config.model.hidden=(8,)")
+    refused(capsys, argv("evaluate", *words), "does not fit config.model", " more; use the config it was saved with")
+
+
 def test_the_input_is_never_overwritten(run: Config, here: Path, capsys: Capture) -> None:
     """Rows and scores are two files."""
     before = rows.write(here / "new.csv", 5).read_bytes()
@@ -677,5 +733,10 @@ def test_a_run_on_another_dataset(run: Config, csv: Path, here: Path, capsys: Ca
     words = (*of(dataclasses.replace(run, dataset=str(here / "d"))), "--config.etl.hash_seed=9")
     assert cli.run(argv("etl", *words)) == 0
     told = refused(capsys, argv("train", *words), "config.workdir=", " holds a run on dataset_id ", "use another workdir")
-    assert refused(capsys, argv("evaluate", *words), "the run was trained on dataset_id ").count(str(here / "d")) == 1
+    assert (
+        refused(capsys, argv("evaluate", *words), " was trained on dataset_id ", "give the config of that run").count(
+            str(here / "d")
+        )
+        == 1
+    )
     assert told.count("dataset_id") == 1

@@ -155,6 +155,7 @@ WRONG = {
     "an unknown group": ("cfg.etl.split.columns = ('dy',)", "config.etl.split.columns: 'dy' is not in", "did you mean 'day'?"),
     "no group": ("cfg.etl.split.columns = ()", "config.etl.split.columns"),
     "a long delimiter": ("cfg.etl.source.delimiter = 'ab'", "config.etl.source.delimiter='ab'"),
+    "no path": ("cfg.etl.source.path = ''", "config.etl.source.path='' must name a file, a folder, a pattern"),
     "no delimiter": ("cfg.etl.source.delimiter = ''", "config.etl.source.delimiter=''"),
 }  # fmt: skip
 

@@ -504,7 +504,7 @@ def words(*more: str, dataset: str) -> list[str]:
     [
         (["list"], ["invalid choice: 'list'", "try `mlprod data --help`"]),
         ([], ["the following arguments are required: action"]),
-        (["show", "--version=9"], ["has no dataset version 9: run `mlprod etl`"]),
+        (["show", "--version=9"], ["has no dataset version 9; it has 1"]),
         (["show", "--split=dev"], ["invalid choice: 'dev'"]),
         (["show", "--rows=-1"], ["'-1' is not a whole number, 0 or more"]),
         (["verify", "--version=9"], ["has no dataset version 9"]),

@@ -67,9 +67,15 @@ WORDS = {
     "the hook": ("--config.etl.transform=f", "config.etl.transform", "config file"),
     "the columns": ("--config.etl.columns=x", "config.etl.columns", "config file"),
     "one column": ("--config.etl.columns[0].name=x", "config.etl.columns[0].name", "config file"),
-    "no value": ("--config.optim.peak_lr", "config.optim.peak_lr"),
-    "text for a float": ("--config.optim.peak_lr=fast", "config.optim.peak_lr=fast", "float", "'fast'"),
-    "a fraction for an int": ("--config.steps=1.5", "config.steps=1.5", "int"),
+    "no value": ("--config.optim.peak_lr", "--config.optim.peak_lr has no value; write --config.optim.peak_lr=..."),
+    "an empty value": ("--config.steps=", "config.steps= must be a whole number"),
+    "a field like no other": ("--config.zzz=1", "config.zzz does not exist; known: bad_numbers, checkpoint, dataset, "),
+    "a field like no other of its section": (
+        "--config.mesh.zzzzzzzz=1",
+        "does not exist; known: data, fsdp, layout, slice, tensor",
+    ),
+    "text for a float": ("--config.optim.peak_lr=fast", "config.optim.peak_lr=fast must be a number, such as 0.01"),
+    "a fraction for an int": ("--config.steps=1.5", "config.steps=1.5 must be a whole number, such as 60"),
     "text for a bool": ("--config.checkpoint.strict=maybe", "config.checkpoint.strict=maybe", "true or false"),
     "no bool to switch off": ("--noconfig.steps", "config.steps"),
     "out of range": ("--config.optim.b2=1.5", "config.optim.b2=1.5 must be from 0.0 to"),
@@ -101,7 +107,11 @@ FILES = {
     "an exception of two lines": ("def get_config():\n    raise ValueError('a\\nb')", "mine.py: line 2: ValueError: a b"),
     "an unknown field": (
         "from mlprod.config import *\ndef get_config():\n    return OptimConfig(peek_lr=1)",
-        "mine.py: line 3: TypeError: ", "unexpected keyword argument 'peek_lr'",
+        "mine.py: line 3: TypeError: ", "unexpected keyword argument 'peek_lr'; did you mean 'peak_lr'?",
+    ),
+    "an unknown attribute": (
+        "from mlprod.config import *\ndef get_config():\n    OptimConfig().peek_lr = 1",
+        "mine.py: line 3: AttributeError: ", "no attribute 'peek_lr'; did you mean 'peak_lr'?",
     ),
     "missing fields": (
         "from mlprod.config import *\ndef get_config():\n    return Config(name='a')",
@@ -124,9 +134,10 @@ def test_a_config_file_that_is_refused(
 def test_a_config_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Also when a folder is given."""
     for path in (tmp_path / "none.py", tmp_path):
-        refused(
-            capsys, argv("etl", recipe=path), f"--config={path}: no such file; give the path of a Python file with get_config()"
-        )
+        what = "is a folder" if path.is_dir() else "no such file"
+        refused(capsys, argv("etl", recipe=path), f"--config={path}: {what}; give the path of a Python file with get_config()")
+    (tmp_path / "rows.csv").write_text("x,y\n1,2\n")
+    refused(capsys, argv("etl", recipe=tmp_path / "rows.csv"), "rows.csv: line 1: NameError: ", "; is it a Python file with")
 
 
 def test_a_file_may_be_read_again_after_it_was_refused(tmp_path: Path) -> None:

@@ -65,13 +65,13 @@ def check_fits(saved: Table, wanted: Table, told: str) -> None:
         elif (a["shape"], a["dtype"]) != (b["shape"], b["dtype"]):
             wrong.append(f"{path} is {a['dtype']}{a['shape']}, the config says {b['dtype']}{b['shape']}")
     if wrong:
-        raise ConfigError(f"{told}: {some_of(wrong, '; ')}; use the config it was saved with, or another workdir")
+        raise ConfigError(f"{told}: {some_of(wrong, '; ', 2)}; use the config it was saved with, or another workdir")
 
 
-def some_of(names: Iterable[str], between: str = ", ") -> str:
-    """Returns the first `SHOWN` of some names as text, and how many more there are."""
+def some_of(names: Iterable[str], between: str = ", ", most: int = SHOWN) -> str:
+    """Returns the first `most` of some names as text, and how many more there are."""
     names = list(names)
-    return between.join(names[:SHOWN]) + (f"{between}and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return between.join(names[:most]) + (f"{between}and {len(names) - most} more" if len(names) > most else "")
 
 
 def open_leaf(folder: str, path: str, described: Mapping[str, Any]) -> Any:

@@ -15,7 +15,7 @@ import jax
 from mlprod.checkpoint import readback
 from mlprod.checkpoint.leaves import check_fits, leaf_table, read_leaves
 from mlprod.checkpoint.run_state import Damaged, RunState, parse
-from mlprod.errors import CheckpointError, ConfigError
+from mlprod.errors import CheckpointError, ConfigError, WorkdirError
 from mlprod.parallel.place import fetch
 from mlprod.state import TrainState, flatten, unflatten
 
@@ -43,9 +43,12 @@ class SavedSteps:
         self.root = (workdir / "checkpoints").absolute()
 
     def steps(self) -> list[int]:
-        """Returns the saved steps, ascending."""
-        found = [path for path in self.root.iterdir() if STEP.fullmatch(path.name)] if self.root.is_dir() else []
-        return sorted(int(path.name) for path in found if (path / "run").is_dir() and not path.is_symlink())
+        """Returns the saved steps, ascending; raises WorkdirError where this user may not look."""
+        try:
+            found = [path for path in self.root.iterdir() if STEP.fullmatch(path.name)] if self.root.is_dir() else []
+            return sorted(int(path.name) for path in found if (path / "run").is_dir() and not path.is_symlink())
+        except PermissionError as error:
+            raise WorkdirError(f"{error.filename} cannot be read: {error.strerror}; let this user read it") from error
 
     def folder(self, step: int) -> Path:
         """Returns where a step lies."""

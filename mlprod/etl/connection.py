@@ -37,10 +37,11 @@ def connect(url: str) -> sa.Engine:
         parsed = sa.make_url(os.path.expandvars(url))
         engine = sa.create_engine(parsed)
     except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError) as error:
-        raise DataError(f"config.etl.source.url={url!r}: {error}") from error
+        way = "give one such as sqlite:///data.db or postgresql://user:$PASSWORD@host/name"
+        raise DataError(f"config.etl.source.url={url!r}: {error}; {way}") from error
     except ModuleNotFoundError as error:
-        way = "; install mlprod[postgres]" if parsed.get_backend_name() == "postgresql" else ""
-        raise DataError(f"config.etl.source.url={url!r}: {error}{way}") from error
+        way = "install mlprod[postgres]" if parsed.get_backend_name() == "postgresql" else "install the database's driver"
+        raise DataError(f"config.etl.source.url={url!r}: {error}; {way}") from error
     except ValueError as error:  # its text may hold a part of a password
         raise DataError(
             f"config.etl.source.url={url!r}: the port is not a number, or a password holds '/', ':' or '@'"

@@ -17,6 +17,12 @@ from mlprod.etl.files import is_plain, is_utf8, open_plain, shown, stamps, told_
 from mlprod.etl.schema import NULLS, Loose, require
 
 UNPACKED = 4  # about how much larger a compressed file is unpacked
+OTHER_KINDS = {  # by the first bytes
+    b"PAR1": "a Parquet file: give it to ParquetSource",
+    b"PK\x03\x04": "a zip archive or an Excel workbook: unpack it, or save it as CSV",
+    b"SQLite format 3": "an SQLite database: give it to SqlSource(url='sqlite:///...')",
+    b"\x1f\x8b": "packed by gzip: let its name end with .gz",
+}
 
 
 def _csv_header(reader: Any, path: str) -> list[str]:
@@ -37,6 +43,16 @@ def _undecodable(path: str, encoding: str) -> int:
     return 0
 
 
+def _other_kind(path: str) -> str:
+    """Returns what a file is by its first bytes, and the way out, where it is one of what is often taken for CSV; else ''."""
+    try:
+        with open_plain(path, "utf-8") as plain:
+            begin = plain.read(16)
+    except OSError:
+        return ""
+    return next((told for magic, told in OTHER_KINDS.items() if begin.startswith(magic)), "")
+
+
 @contextmanager
 def told_of_csv(path: str, encoding: str) -> Iterator[None]:
     """Turns what a CSV file refuses into a DataError."""
@@ -44,6 +60,9 @@ def told_of_csv(path: str, encoding: str) -> Iterator[None]:
         with told_of_file(path):
             yield
     except UnicodeError as error:
+        other = _other_kind(path)
+        if other:
+            raise DataError(f"{shown(path)} is no CSV file but {other}") from error
         where, way = shown(path), "name the right one"
         if is_utf8(encoding):
             where, way = f"{where} line {_undecodable(path, encoding)}", "write the file anew in that encoding, or name its own"

@@ -122,7 +122,8 @@ def told_of_file(name: str) -> Iterator[None]:
         if error.errno in FULL:
             raise
         kind, told = (Unreadable, os.strerror(error.errno)) if error.errno else (DataError, " ".join(str(error).split())[:200])
-        raise kind(f"{name} cannot be read: {told}") from error
+        way = "; is it whole, and what its name says?" if kind is DataError else ""
+        raise kind(f"{name} cannot be read: {told}{way}") from error
 
 
 def stamps(path: str) -> tuple[tuple[int, int], ...]:

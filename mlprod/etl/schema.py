@@ -21,6 +21,7 @@ from mlprod.errors import DataError, nearest
 from mlprod.features import RawColumn
 from mlprod.hashing import ByteValues, FixedValues, Values, float_words
 
+_JOINED = re.compile(r"[,;|\t]")  # in a column's name: it is those of several, cut by another delimiter
 ARROW = {
     "int64": pa.int64(),
     "float64": pa.float64(),
@@ -188,7 +189,8 @@ def cast_strictly(chunk: Loose, columns: Sequence[Column]) -> pa.Table:
 def require(name: str, known: Sequence[str], where: str) -> None:
     """Raises DataError unless `name` is among the column names `known` of `where`."""
     if name not in known:
-        raise DataError(f"{where} has no column {name!r}{nearest(name, known)}")
+        way = "; it has one column: is config.etl.source.delimiter right?" if len(known) == 1 and _JOINED.search(known[0]) else ""
+        raise DataError(f"{where} has no column {name!r}{nearest(name, known)}{way}")
 
 
 def combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:
