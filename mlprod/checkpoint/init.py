@@ -20,9 +20,7 @@ def begin_from(cfg: InitConfig, state: TrainState, abstract: TrainState, where: 
     steps = [step for step in saved.steps() if cfg.step in (-1, step)]
     if not steps:
         which = "no saved step" if cfg.step < 0 else f"no saved step {cfg.step}"
-        raise ConfigError(
-            f"config.init.workdir={cfg.workdir!r} has {which}; give the folder of a trained run (it has {saved.steps()})"
-        )
+        raise ConfigError(f"config.init.workdir={cfg.workdir!r} has {which}; it has {saved.steps()}; give a trained run's folder")
     why = ""
     for step in reversed(steps):
         try:
