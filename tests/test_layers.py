@@ -22,7 +22,7 @@ ROWS = (
     ("store", "console", "etl", "data", "objective", "models", "metrics", "optim", "parallel"),
     ("digest", "state", "step"),
     ("plan", "checkpoint", "tracking", "early_stop", "runtime", "resume"),
-    ("scores", "segments", "evaluate", "predict", "check", "checkpoints", "audit", "changes", "datasets", "reference", "init"),
+    ("scores", "segments", "evaluate", "predict", "check", "checkpoints", "audit", "changes", "datasets", "reference", "init", "report"),
     ("train",),
     ("cli",),
 )
@@ -33,7 +33,7 @@ DOORS = {  # dependency -> the only modules (or packages of ours) that import it
     "wandb": {"tracking"}, "grain": {"data"}, "pandas": {"etl"}, "sqlalchemy": {"etl"},
     "adbc_driver_manager": {"etl"}, "adbc_driver_postgresql": {"etl"},
     "ml_collections": {"recipe"}, "absl": {"recipe"}, "importlib": {"cli", "runtime", "etl"}, "runpy": {"recipe"},
-    "subprocess": {"cli"},
+    "subprocess": {"cli", "runtime"}, "matplotlib": {"report"},
 }  # fmt: skip
 BANNED = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "imp", "yaml", "random"}
 
