@@ -21,8 +21,9 @@ ROWS = (
     ("hashing", "hints", "config", "validation", "compare", "recipe", "manifest", "features", "order", "ledger", "bad_numbers"),
     ("store", "console", "etl", "data", "objective", "models", "metrics", "optim", "parallel"),
     ("digest", "state", "step"),
-    ("plan", "checkpoint", "tracking", "early_stop", "runtime", "resume"),
-    ("scores", "segments", "evaluate", "predict", "check", "checkpoints", "audit", "changes", "datasets", "reference", "init", "report"),
+    ("plan", "checkpoint", "tracking", "attempts", "early_stop", "runtime", "resume"),
+    ("scores", "segments", "evaluate", "predict", "check", "checkpoints", "audit", "changes", "datasets", "reference", "init"),
+    ("report",),
     ("train",),
     ("cli",),
 )

@@ -2,7 +2,7 @@
 
 Promise: the same bytes for the same numbers; colours are the page's, so that a chart is light or dark as the page is; no text of
 the user's is in a chart. A curve has at most `POINTS` points, however long the run was.
-Price: a second for the import, a twentieth a chart.
+Price: a second for the import, a tenth a chart.
 
 matplotlib's static SVG needs no script: a page stays some hundred kilobytes, and opens anywhere in twenty years. Plotly's script
 alone is 4.7 MB a page. Series differ in colour (Okabe and Ito's, which colour-blind people can tell apart) and in dashes.

@@ -30,9 +30,9 @@ Rows = Sequence[tuple[str, Sequence[str]]]  # (what, of each run)
 
 def main(options: argparse.Namespace) -> None:
     """Prints the tables and, where `options.output` is set, writes a page with the curves of all."""
+    if len(options.runs) > len(ascii_uppercase):
+        raise UserError(f"{len(options.runs)} runs are given; at most {len(ascii_uppercase)} can be told apart by a letter")
     runs = [past.read(folder_of(word)) for word in options.runs]
-    if len(runs) > len(ascii_uppercase):
-        raise UserError(f"{len(runs)} runs are given; at most {len(ascii_uppercase)} can be told apart")
     console = Console(highlight=False)
     letters = ascii_uppercase[: len(runs)]
     _show(console, "run", letters, about(runs))

@@ -95,7 +95,7 @@ class Past:
             line = self.evals[-1]
             metrics = {name: value for name, (value, _) in line["values"].items()}
             found["eval"] = {"step": line["step"], "dataset_id": self.about.get("dataset_id", ""), "metrics": metrics}
-        return found
+        return dict(sorted(found.items()))
 
 
 def read(workdir: Path) -> Past:
@@ -189,7 +189,7 @@ HIDDEN = "(hidden)"
 
 def shown(config: Line) -> dict[str, str]:
     """Returns {dotted path: text} of a config's leaves; values of sensitive columns are hidden."""
-    return {path: HIDDEN if path.startswith(hidden(config)) else str(value) for path, value in leaves(config)}
+    return {path: HIDDEN if path.startswith(hidden(config)) else str(value) for path, value in leaves(config) if path}
 
 
 def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
