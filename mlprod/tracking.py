@@ -65,9 +65,9 @@ def open_to_add(path: Path) -> BinaryIO:
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yields the lines of a file as JSON objects; a torn last line is left out, and a file that is not there has none."""
-    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
-        if line.endswith(b"\n"):
-            yield json.loads(line)
+    if path.is_file():
+        with path.open("rb") as file:
+            yield from (json.loads(line) for line in file if line.endswith(b"\n"))
 
 
 class LocalLog:

@@ -71,8 +71,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def test_the_last_attempt_of_a_step_counts(resumed: Config) -> None:
     """Each step once; an evaluation that the run went back behind is gone; both attempts are told."""
     run = past.read(Path(resumed.workdir))
-    assert cards.steps_of(run.train, "loss") == (list(range(1, 13)), [0.5] * 7 + [0.25] * 5)
-    assert cards.steps_of(run.evals, "auc") == ([5, 12], [0.75, 0.9])
+    assert list(run.train.steps) == list(range(1, 13))
+    assert list(run.train.values["loss"]) == [0.5] * 7 + [0.25] * 5
+    assert list(run.train.attempts) == [1] * 7 + [2] * 5
+    assert cards.evals_of(run, "auc") == ([5, 12], [0.75, 0.9])
     assert [(a.start, a.reached, a.ended) for a in run.attempts] == [(0, 10, False), (7, 12, True)]
     assert past.between(*run.attempts) == {"loader.threads": ("2", "1")}
     assert run.state() == "done: 12 steps"
@@ -86,7 +88,8 @@ def test_a_run_that_went_back_in_one_attempt(tmp_path: Path) -> None:
         evaluated(trackers, 8)
         steps(trackers, range(5, 8))
     run = past.read(Path(cfg.workdir))
-    assert cards.steps_of(run.train, "loss") == (list(range(1, 8)), [9.0] * 4 + [0.5] * 3)
+    assert list(run.train.steps) == list(range(1, 8))
+    assert list(run.train.values["loss"]) == [9.0] * 4 + [0.5] * 3
     assert run.evals == []
     assert run.state() == "ended at step 7 of 12: stopped, or failed"
 
@@ -215,7 +218,7 @@ def test_a_run_that_was_killed_at_once(tmp_path: Path) -> None:
     assert "at step 0 of 12: under way, or killed." in said
     assert "No step is in the log yet." in said
     assert "No evaluation of a split yet" in said
-    assert "Not written yet" in said
+    assert "Not known: it is written every 10 s" in said
     assert "loader.global_batch 64 1024" in said
 
 

@@ -5,7 +5,7 @@ Promise: a figure that is not there has no card.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import Any
 
 from markupsafe import Markup
@@ -13,7 +13,7 @@ from markupsafe import Markup
 from mlprod.config import METRICS
 from mlprod.report import charts
 from mlprod.report.charts import Series
-from mlprod.report.past import Attempt, Line, Past
+from mlprod.report.past import Attempt, Past
 
 LABELS = {
     "log_loss": "log loss (nats)", "auc": "AUC", "pr_auc": "average precision", "accuracy": "accuracy (share)",
@@ -38,81 +38,73 @@ def label_of(metric: str) -> str:
     return LABELS.get(metric, metric.replace("_", " "))
 
 
-def loss_label(past: Past) -> str:
+def loss_label(run: Past) -> str:
     """Returns the label of the training loss' axis."""
-    number = past.config.get("etl", {}).get("label", {}).get("class") == "Number"
+    number = run.config.get("etl", {}).get("label", {}).get("class") == "Number"
     return "loss (label's variances)" if number else "loss (nats)"
 
 
 # ---- training ----------------------------------------------------------------------------------------------------------
 
 
-def steps_of(lines: Sequence[Line], name: str) -> tuple[list[float], list[float]]:
-    """Returns (steps, values) of a value of the log, where it was logged."""
-    found = [(line["step"], line["values"][name][0]) for line in lines if name in line["values"]]
+def evals_of(run: Past, metric: str) -> tuple[list[float], list[float]]:
+    """Returns (steps, values) of a metric of the evaluations in training."""
+    found = [(line["step"], line["values"][metric][0]) for line in run.evals if metric in line["values"]]
     return [step for step, _ in found], [value for _, value in found]
 
 
-def rates(past: Past) -> tuple[list[float], list[float]]:
+def rates(run: Past) -> tuple[list[float], list[float]]:
     """Returns (steps, examples a second up to each) by the clock of the log; what lies between two attempts does not count."""
-    steps: list[float] = []
-    values: list[float] = []
-    every = max(len(past.train) // RATE_POINTS, 1)
-    for _, group in groupby(past.train, key=lambda line: (line["run"], line["attempt"])):
-        shown = list(group)[::every]
-        for before, after in pairwise(shown):
-            if after["time"] > before["time"]:
-                steps.append(after["step"])
-                values.append((after["step"] - before["step"]) * past.batch / (after["time"] - before["time"]))
-    return steps, values
+    steps, times, attempts = run.train.steps, run.train.times, run.train.attempts
+    shown = range(0, len(steps), max(len(steps) // RATE_POINTS, 1))
+    pairs = [(a, b) for a, b in pairwise(shown) if attempts[a] == attempts[b] and times[b] > times[a]]
+    return [steps[b] for _, b in pairs], [(steps[b] - steps[a]) * run.batch / (times[b] - times[a]) for a, b in pairs]
 
 
-def training(past: Past) -> list[Card]:
+def training(run: Past) -> list[Card]:
     """Returns the charts of training."""
-    marks = [attempt.start for attempt in past.attempts[1:]]
+    marks = [attempt.start for attempt in run.attempts[1:]]
 
     def card(title: str, y: str, series: Sequence[Series], keys: Sequence[str] = (), note: str = "", **more: Any) -> Card:
         picture = charts.curves("step", y, series, marks, **more)
         return Card(title=title, picture=picture, keys=tuple(enumerate(keys)), note=note)
 
-    found = [_loss(past, marks)]
-    for metric in metrics_of(past):
-        x, y = steps_of(past.evals, metric)
+    found = [_loss(run, marks)]
+    for metric in metrics_of(run):
+        x, y = evals_of(run, metric)
         found.append(card(f"Eval: {label_of(metric).partition(' (')[0]}", label_of(metric), [Series(x=x, y=y, points=True)]))
     for name, title, label in (
         ("rate", "Learning rate", "learning rate"),
         ("grad_norm", "Gradient norm", "norm before clipping"),
     ):
-        x, y = steps_of(past.train, name)
-        found.append(card(title, label, [Series(x=x, y=y, band=True)]))
-    if past.batch:
-        x, y = rates(past)
+        found.append(card(title, label, [Series(x=run.train.steps, y=run.train.values[name], band=True)]))
+    if run.batch:
+        x, y = rates(run)
         note = "By the clock, so evaluations and saves are in it."
         found.append(card("Throughput", "examples / s", [Series(x=x, y=y)], note=note, unit=" ", zero=True))
-    used = [_used(number, kind, attempt) for attempt in past.attempts for number, kind in enumerate(SHARES)]
+    used = [_used(number, kind, attempt) for attempt in run.attempts for number, kind in enumerate(SHARES)]
     found.append(card("Where the time goes", "share of time (%)", used, SHARES, zero=True))
-    memory = [_memory(number, kind, attempt) for attempt in past.attempts for number, kind in enumerate(MEMORY)]
-    told = [kind for kind in MEMORY if any(use[kind] for attempt in past.attempts for use in attempt.uses)]
+    memory = [_memory(number, kind, attempt) for attempt in run.attempts for number, kind in enumerate(MEMORY)]
+    told = [kind for kind in MEMORY if any(use[kind] for attempt in run.attempts for use in attempt.uses)]
     memory = [series for series in memory if any(series.y)]
     found.append(card("Memory, most so far", "memory", memory, [MEMORY[kind] for kind in told], unit="B", zero=True))
     return [card for card in found if card.picture]
 
 
-def metrics_of(past: Past) -> list[str]:
+def metrics_of(run: Past) -> list[str]:
     """Returns the metrics that evaluations in training told of, in their usual order."""
-    there = {name for line in past.evals for name in line["values"]}
+    there = {name for line in run.evals for name in line["values"]}
     return [name for name in dict.fromkeys(name for names in METRICS.values() for name in names) if name in there]
 
 
-def _loss(past: Past, marks: Sequence[float]) -> Card:
+def _loss(run: Past, marks: Sequence[float]) -> Card:
     """Returns training's loss and, where it is the same quantity, that of the eval split."""
-    x, y = steps_of(past.train, "loss")
-    series, keys = [Series(x=x, y=y, band=True)], [(0, "train")]
-    x, y = steps_of(past.evals, "log_loss")
-    if y and past.config.get("loss", {}).get("class_weight", "none") == "none":
+    series, keys = [Series(x=run.train.steps, y=run.train.values["loss"], band=True)], [(0, "train")]
+    x, y = evals_of(run, "log_loss")
+    if y and run.config.get("loss", {}).get("class_weight", "none") == "none":
         series, keys = [*series, Series(x=x, y=y, number=1, points=True)], [*keys, (1, "eval")]
-    note = "The band: least and largest of neighbouring steps." if len(past.train) > charts.POINTS else ""
-    return Card(title="Loss", picture=charts.curves("step", loss_label(past), series, marks), keys=keys, note=note)
+    note = "The band: least and largest of neighbouring steps." if len(run.train.steps) > charts.POINTS else ""
+    return Card(title="Loss", picture=charts.curves("step", loss_label(run), series, marks), keys=keys, note=note)
 
 
 SHARES = ("data wait", "evaluate", "save")

@@ -136,14 +136,19 @@ def view(runs: Sequence[Past]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def logged(run: Past, name: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Returns (steps, values) of a value of the log."""
+    return run.train.steps, run.train.values[name]
+
+
 def curves(runs: Sequence[Past]) -> Iterator[Card]:
     """Yields the curves of all runs in one chart each, a series a run."""
     found = dict.fromkeys(name for run in runs for name in cards.metrics_of(run))
-    wanted = [("Loss", cards.loss_label(runs[0]), [cards.steps_of(run.train, "loss") for run in runs])]
+    wanted = [("Loss", cards.loss_label(runs[0]), [logged(run, "loss") for run in runs])]
     for name in found:
         label = cards.label_of(name)
-        wanted.append((f"Eval: {label.partition(' (')[0]}", label, [cards.steps_of(run.evals, name) for run in runs]))
-    wanted.append(("Learning rate", "learning rate", [cards.steps_of(run.train, "rate") for run in runs]))
+        wanted.append((f"Eval: {label.partition(' (')[0]}", label, [cards.evals_of(run, name) for run in runs]))
+    wanted.append(("Learning rate", "learning rate", [logged(run, "rate") for run in runs]))
     wanted.append(("Throughput", "examples / s", [cards.rates(run) if run.batch else ([], []) for run in runs]))
     for title, label, pairs in wanted:
         series = [Series(x=x, y=y, number=i, points=title.startswith("Eval")) for i, (x, y) in enumerate(pairs) if y]

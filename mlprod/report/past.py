@@ -2,13 +2,15 @@
 
 Promise: nothing is changed, no device is touched, and the dataset is not needed: it may be asked while the run trains. Of steps
 that were taken twice the last attempt's count; what is not there is empty.
-Price: the whole log in memory, once.
+Price: the log is read once; 48 bytes a step stay in memory.
 """
 
 import bisect
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from mlprod.errors import CheckpointError, WorkdirError
 from mlprod.tracking import read_log
 
 Line = Mapping[str, Any]
+VALUES = ("loss", "rate", "grad_norm")  # of a step, that are shown
+MISSING = (math.nan, 0.0)
 
 
 @dataclass(kw_only=True)
@@ -31,6 +35,7 @@ class Attempt:
     heard: float = 0.0  # when it wrote something last, unix seconds
     about: Line | None = None  # its first line in `attempts.jsonl`; None: of an mlprod that wrote none
     uses: Sequence[Line] = ()  # its other lines there
+    run: str = ""  # the run's id
 
     @property
     def ended(self) -> bool:
@@ -43,14 +48,40 @@ class Attempt:
         return self.uses[-1]["seconds"] if self.uses else {}
 
 
+@dataclass
+class Curve:
+    """What the log tells of steps, by step, ascending; a value that was not logged is NaN."""
+
+    steps: "array[int]" = field(default_factory=lambda: array("q"))
+    times: "array[float]" = field(default_factory=lambda: array("d"))  # unix seconds
+    attempts: "array[int]" = field(default_factory=lambda: array("q"))  # which start of the run took the step, from 1
+    values: Mapping[str, "array[float]"] = field(default_factory=lambda: {name: array("d") for name in VALUES})
+
+    def add(self, line: Line, attempt: int) -> None:
+        """Adds a line."""
+        self.steps.append(line["step"])
+        self.times.append(line["time"])
+        self.attempts.append(attempt)
+        for name, values in self.values.items():
+            values.append(line["values"].get(name, MISSING)[0])
+
+    def back_to(self, step: int) -> None:
+        """Drops what is behind a step."""
+        while self.steps and self.steps[-1] > step:
+            for column in (self.steps, self.attempts):
+                column.pop()
+            for values in (self.times, *self.values.values()):
+                values.pop()
+
+
 @dataclass(kw_only=True)
 class Past:
     """What is known of a run."""
 
     workdir: Path
     attempts: Sequence[Attempt]
-    train: Sequence[Line]  # the lines of the log that count, by step, ascending
-    evals: Sequence[Line]
+    train: Curve  # of the steps that count
+    evals: Sequence[Line]  # lines of the log, of evaluations in training that count
     evaluations: Sequence[Line]  # files of the verb `evaluate`, by split and step
     about: (
         Line  # {"config", "environment", "dataset_id", "code", "steps", ...}, of the last attempt; what is not known is left out
@@ -71,7 +102,7 @@ class Past:
     @property
     def step(self) -> int:
         """Returns the last step in the log."""
-        return self.train[-1]["step"] if self.train else 0
+        return self.train.steps[-1] if self.train.steps else 0
 
     @property
     def batch(self) -> int:
@@ -105,13 +136,12 @@ def read(workdir: Path) -> Past:
         WorkdirError: there is none, or its log is not what `train` wrote.
     """
     try:
-        lines, noted = list(read_log(workdir)), list(read_attempts(workdir))
-    except (OSError, ValueError) as error:
+        attempts, train, evals = _from_log(read_log(workdir))
+        _take_notes(attempts, read_attempts(workdir) if attempts else ())
+    except (OSError, ValueError, KeyError) as error:
         raise WorkdirError(f"{workdir}: the log cannot be read ({type(error).__name__}); restore it from a copy") from error
-    if not lines:
+    if not attempts:
         raise WorkdirError(f"{workdir} holds no run (log.jsonl is missing or empty); run `mlprod train` first")
-    attempts = _attempts(lines, noted)
-    train, evals = _that_count(lines)
     evaluations, notes = _evaluations(workdir)
     about = attempts[-1].about
     if about is None:
@@ -120,38 +150,39 @@ def read(workdir: Path) -> Past:
     return Past(workdir=workdir, attempts=attempts, train=train, evals=evals, evaluations=evaluations, about=about, notes=notes)
 
 
-def _attempts(lines: Sequence[Line], noted: Sequence[Line]) -> list[Attempt]:
-    """Returns the starts of a run in their order, each with what it noted."""
-    found: list[Attempt] = []
+def _from_log(lines: Iterable[Line]) -> tuple[list[Attempt], Curve, list[Line]]:
+    """Returns the starts of a run in their order, and what counts of its steps and evaluations.
+
+    A run that went back to a step, by a kill or after bad numbers, has nothing from behind it.
+    """
+    attempts: list[Attempt] = []
+    train = Curve()
+    evals: list[Line] = []
     for line in lines:
-        if line["kind"] == "start" or not found:
-            found.append(Attempt(start=line["step"], began=line["time"], reached=line["step"]))
-        found[-1].reached, found[-1].heard = line["step"], line["time"]
-    begins = [attempt.began for attempt in found]
-    for note in noted:  # written right after the log's own line
-        attempt = found[max(bisect.bisect_right(begins, note["time"]) - 1, 0)]
+        kind, step = line["kind"], line["step"]
+        if kind == "start" or not attempts:
+            attempts.append(Attempt(start=step, began=line["time"]))
+        attempts[-1].reached, attempts[-1].heard, attempts[-1].run = step, line["time"], line["run"]
+        train.back_to(step - (kind == "train"))
+        while evals and evals[-1]["step"] > step - (kind != "start"):
+            evals.pop()
+        if kind == "train":
+            train.add(line, len(attempts))
+        elif kind == "eval":
+            evals.append(line)
+    return attempts, train, evals
+
+
+def _take_notes(attempts: Sequence[Attempt], noted: Iterable[Line]) -> None:
+    """Gives each attempt what it noted, by the time: its first note comes right after its first line in the log."""
+    begins = [attempt.began for attempt in attempts]
+    for note in noted:
+        attempt = attempts[max(bisect.bisect_right(begins, note["time"]) - 1, 0)]
         if note["kind"] == "start":
             attempt.about = note
         else:
             attempt.uses = [*attempt.uses, note]
             attempt.heard = max(attempt.heard, note["time"])
-    return found
-
-
-def _that_count(lines: Sequence[Line]) -> tuple[list[Line], list[Line]]:
-    """Returns the lines of training and of evaluations that count: a run that went back to a step has none from behind it."""
-    train: list[Line] = []
-    evals: list[Line] = []
-    for line in lines:
-        step = line["step"]
-        first = step + (line["kind"] != "train")  # an evaluation belongs to the step before it, a start too
-        while train and train[-1]["step"] >= first:
-            train.pop()
-        while evals and evals[-1]["step"] >= (step if line["kind"] == "eval" else first):
-            evals.pop()
-        if line["kind"] in ("train", "eval"):
-            (train if line["kind"] == "train" else evals).append(line)
-    return train, evals
 
 
 def _evaluations(workdir: Path) -> tuple[list[Line], list[str]]:

@@ -89,14 +89,14 @@ def number(value: float) -> str:
 
 def _facts(run: Past) -> Iterator[tuple[str, str]]:
     yield "folder", str(run.workdir)
-    yield "run", f"{run.about.get('run', '')}, {len(run.attempts)} attempt(s)"
+    yield "run", f"{run.attempts[-1].run}, {len(run.attempts)} attempt(s)"
     yield "began, last heard of (UTC)", f"{when(run.attempts[0].began)}, {when(max(a.heard for a in run.attempts))}"
     if run.about.get("dataset_id"):
         yield "dataset", f"{run.config.get('dataset', '')}, dataset_id {run.about['dataset_id']}"
-    if run.train and run.batch:
+    if run.step and run.batch:
         yield "trained on", f"{run.step * run.batch:,} examples, {run.batch:,} a step"
-    if run.train and "loss" in run.train[-1]["values"]:
-        yield f"last loss ({cards.loss_label(run).partition('(')[2]}", f"{run.train[-1]['values']['loss'][0]:.6g}"
+    if run.step:
+        yield f"last loss ({cards.loss_label(run).partition('(')[2]}", f"{run.train.values['loss'][-1]:.6g}"
     for split, found in run.newest().items():
         metrics = ", ".join(f"{name} {number(value)}" for name, value in found["metrics"].items() if name in cards.LABELS)
         yield f"{split}, step {found['step']}", metrics
