@@ -36,11 +36,12 @@ env: .venv/.stamp ## make .venv with the pinned packages (PYTHON=python3.12 choo
 	  exit 1; }
 	@$(INSTALL) .venv "$(PYTHON)"
 
-demo: env ## flights from rows to predictions on this machine: ETL, training, evaluation, scoring
+demo: env ## flights from rows to predictions on this machine: ETL, training, evaluation, report, scoring
 	$(BIN)/python -m mlprod.etl.demo
 	$(BIN)/python -m mlprod.etl --config $(CONFIG)
 	$(BIN)/python -m mlprod.train --config $(CONFIG)
 	$(BIN)/mlprod evaluate --config $(CONFIG) --split test
+	$(BIN)/mlprod report --config $(CONFIG)
 	$(BIN)/mlprod predict --config $(CONFIG) --output runs/flights/predictions.parquet --limit 1000
 
 test: env ## the suite with coverage; fails below COVERAGE_MIN (ARGS="..." goes to pytest)

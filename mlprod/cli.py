@@ -26,7 +26,11 @@ VERBS = {
     "doctor": "what this machine has, and what is wrong with it; needs no config",
     "checkpoints": "list, show or verify what a run has saved",
     "data": "list, show, verify or compare the versions of a dataset",
+    "report": "a run as one page: curves, evaluations, time, data, config",
+    "compare": "what differs between runs, and their metrics beside each other",
 }
+WITHOUT_CONFIG = {"init": "mlprod.init.run", "compare": "mlprod.report.compare"}  # verb -> its module
+WITHOUT_DEVICE = {"data": "mlprod.datasets", "report": "mlprod.report.run"}
 USAGE = "usage: mlprod VERB --config FILE [--config.field=value ...] [options]"
 
 
@@ -48,10 +52,13 @@ def _file(text: str) -> str:
 
 
 def _parser(verb: str) -> argparse.ArgumentParser:
-    fields = "" if verb == "init" else "Fields are set by --config.field=value."
+    fields = "" if verb in WITHOUT_CONFIG else "Fields are set by --config.field=value."
     parser = _Parser(prog=f"mlprod {verb}", description=VERBS[verb], allow_abbrev=False, epilog=fields)
     if verb == "init":
         _add_init(parser)
+    elif verb == "compare":
+        parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or its config file")
+        parser.add_argument("--output", type=_file, metavar="FILE", help="also write the curves of all, as a page")
     else:
         parser.add_argument(
             "--config", required=verb != "doctor", default="", metavar="FILE", help="Python file with get_config()"
@@ -76,6 +83,8 @@ def _parser(verb: str) -> argparse.ArgumentParser:
         parser.add_argument(
             "--with", dest="folder", default="", metavar="FOLDER", help="of another dataset, whose version that is"
         )
+    if verb == "report":
+        parser.add_argument("--output", type=_file, metavar="FILE", help="page to write (default: WORKDIR/report.html)")
     if verb == "check":
         parser.add_argument("--processes", type=_whole, default=0, help="the run will have (default: as many as here)")
     if verb == "evaluate":
@@ -121,8 +130,8 @@ def _ensure_dataset(cfg: Config, config_file: str, overrides: Sequence[str]) -> 
 
 
 def _run(verb: str, options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    if verb == "init":
-        importlib.import_module("mlprod.init.run").main(options)
+    if verb in WITHOUT_CONFIG:
+        importlib.import_module(WITHOUT_CONFIG[verb]).main(options)
         return
     if verb == "doctor" and not options.config:
         if overrides:
@@ -141,8 +150,8 @@ def _run(verb: str, options: argparse.Namespace, overrides: Sequence[str]) -> No
     if verb == "doctor":  # devices are looked at in a child process
         importlib.import_module("mlprod.doctor.run").main(cfg)
         return
-    if verb == "data":  # no device is needed
-        importlib.import_module("mlprod.datasets").main(cfg, options)
+    if verb in WITHOUT_DEVICE:
+        importlib.import_module(WITHOUT_DEVICE[verb]).main(cfg, options)
         return
     importlib.import_module("mlprod.runtime").start(cfg.runtime)
     module = importlib.import_module(f"mlprod.{verb}")
@@ -160,7 +169,7 @@ def run(argv: Sequence[str]) -> int:
             raise UserError(f"there is no verb {argv[0]!r}{nearest(argv[0], VERBS)}")
         parser = _parser(argv[0])
         options, overrides = parser.parse_known_args(list(argv[1:]))
-        if argv[0] == "init" and overrides:
+        if argv[0] in WITHOUT_CONFIG and overrides:
             parser.error(f"there is no option {overrides[0]}")
         for word in overrides:
             if word.startswith("--") and not word.startswith(("--config.", "--noconfig.")):

@@ -10,6 +10,7 @@ import os
 import platform
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from typing import Any
 
 import jax
 
+from mlprod import __version__
 from mlprod.config import RuntimeConfig
 from mlprod.errors import ConfigError, WorkdirError
 
@@ -79,6 +81,16 @@ def environment(num_devices: int) -> dict[str, Any]:
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         **{name: version(name) for name in LIBRARIES},
     }
+
+
+def code() -> dict[str, str]:
+    """Returns the version of mlprod, and the git commit of the folder the run was started in: "" where there is none."""
+    words = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return {"mlprod": __version__, "commit": ""}
+    return {"mlprod": __version__, "commit": done.stdout.strip()}
 
 
 class StopRequest:

@@ -12,11 +12,11 @@ import netrc
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import jax
 
@@ -50,23 +50,33 @@ class Tracker(Protocol):
         ...
 
 
+def open_to_add(path: Path) -> BinaryIO:
+    """Opens a file of JSON lines to add to it; a last line that a kill cut short is removed first."""
+    file = path.open("ab+")
+    size = file.seek(0, os.SEEK_END)
+    back = min(size, 1 << 20)
+    file.seek(size - back)
+    tail = file.read(back)
+    whole = tail.rfind(b"\n") + 1
+    if whole < len(tail):
+        file.truncate(size - back + whole)
+    return file
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the lines of a file as JSON objects; a torn last line is left out, and a file that is not there has none."""
+    if path.is_file():
+        with path.open("rb") as file:
+            yield from (json.loads(line) for line in file if line.endswith(b"\n"))
+
+
 class LocalLog:
     """`log.jsonl` of the run."""
 
     def __init__(self, workdir: Path, run_id: str, attempt: int) -> None:
         """Opens the log to add to it; a last line that a kill cut short is removed first."""
         self._run, self._attempt = run_id, attempt
-        self._file = (workdir / "log.jsonl").open("ab+")
-        self._drop_torn_line()
-
-    def _drop_torn_line(self) -> None:
-        size = self._file.seek(0, os.SEEK_END)
-        back = min(size, 1 << 20)
-        self._file.seek(size - back)
-        tail = self._file.read(back)
-        whole = tail.rfind(b"\n") + 1
-        if whole < len(tail):
-            self._file.truncate(size - back + whole)
+        self._file = open_to_add(workdir / "log.jsonl")
 
     def log(self, record: Record) -> None:
         """Writes one line and hands it to the operating system; raises TrainingError where there is no space, or no file."""
@@ -89,10 +99,7 @@ class LocalLog:
 
 def read_log(workdir: Path) -> Iterator[dict[str, Any]]:
     """Yields the lines of a run's log as JSON objects; a torn last line is left out."""
-    path = workdir / "log.jsonl"
-    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
-        if line.endswith(b"\n"):
-            yield json.loads(line)
+    return read_lines(workdir / "log.jsonl")
 
 
 def _logged_in() -> bool:
@@ -167,10 +174,16 @@ class Trackers:
 
 
 def open_trackers(
-    cfg: TrackingConfig, workdir: Path, name: str, run_id: str, attempt: int, config: Mapping[str, Any]
+    cfg: TrackingConfig,
+    workdir: Path,
+    name: str,
+    run_id: str,
+    attempt: int,
+    config: Mapping[str, Any],
+    others: Sequence[Tracker] = (),
 ) -> Trackers:
-    """Returns the run's trackers: the local log, and W&B unless it is off; on process 0 alone, none on the others."""
+    """Returns the run's trackers: the local log, `others`, and W&B unless it is off; on process 0 alone, none elsewhere."""
     if jax.process_index():
         return Trackers([])
-    local = LocalLog(workdir, run_id, attempt)
-    return Trackers([local] if cfg.wandb == "off" else [local, Wandb(cfg, workdir, name, run_id, config)])
+    local = [LocalLog(workdir, run_id, attempt), *others]
+    return Trackers(local if cfg.wandb == "off" else [*local, Wandb(cfg, workdir, name, run_id, config)])

@@ -13,10 +13,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from mlprod import early_stop, runtime
+from mlprod.attempts import Attempts
 from mlprod.bad_numbers import RollBack, Watch, finite, joined
 from mlprod.checkpoint.run_state import RunState
 from mlprod.checkpoint.store import Store
@@ -58,7 +60,8 @@ def train(cfg: Config, devices: Sequence[jax.Device]) -> TrainState:
             state, run = start(plan, store)
         ledger.earlier = dict(run.ledger)
         with ledger.spent("tracking"):
-            trackers = open_trackers(cfg.tracking, workdir, cfg.name, run.tracker_id, run.attempt, run.config)
+            attempts = Attempts(workdir, ledger, _about(plan, run))
+            trackers = open_trackers(cfg.tracking, workdir, cfg.name, run.tracker_id, run.attempt, run.config, [attempts])
         line = ProgressLine(
             plan.steps, run.step, plan.order.global_batch, wanted=cfg.tracking.progress and not jax.process_index()
         )
@@ -76,6 +79,12 @@ def train(cfg: Config, devices: Sequence[jax.Device]) -> TrainState:
                 store.finish()
             line.say(ledger.line())
     return done
+
+
+def _about(plan: Plan, run: RunState) -> dict[str, Any]:
+    """Returns what is told of an attempt when it begins, as JSON data."""
+    told = {"run": run.run_id, "attempt": run.attempt, "steps": plan.steps, "dataset_id": run.dataset_id, "code": runtime.code()}
+    return {**told, "config": run.config, "environment": run.environment}
 
 
 def _loop(

@@ -80,6 +80,7 @@ OPTIONS = {
     "doctor": [],
     "data": ["--version", "--split", "--rows", "--other", "--with"],
     "evaluate": ["--step", "--split", "--scores"],
+    "report": ["--output"],
     "predict": ["--step", "--input", "--output", "--limit"],
 }
 
@@ -101,7 +102,7 @@ def test_help_of_a_verb_lists_its_options(verb: str, capsys: pytest.CaptureFixtu
 
 WORDS = {
     "a misspelled verb": (["trian"], "there is no verb 'trian'; did you mean 'train'?"),
-    "an unknown verb": (["zzz"], "there is no verb 'zzz'; known: check, checkpoints, data, doctor, etl, evaluate, "),
+    "an unknown verb": (["zzz"], "there is no verb 'zzz'; known: check, checkpoints, compare, data, doctor, etl, evaluate, "),
     "an option for a verb": (["--config", "x.py"], "there is no verb '--config'"),
     "no config": (["train"], "the following arguments are required: --config; try `mlprod train --help`"),
     "a bare --config": (["train", "--config"], "argument --config: expected one argument; try `mlprod train --help`"),

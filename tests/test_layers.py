@@ -21,9 +21,10 @@ ROWS = (
     ("hashing", "hints", "config", "validation", "compare", "recipe", "manifest", "features", "order", "ledger", "bad_numbers"),
     ("store", "console", "etl", "data", "objective", "models", "metrics", "optim", "parallel"),
     ("digest", "state", "step"),
-    ("plan", "checkpoint", "tracking", "early_stop", "runtime", "resume"),
+    ("plan", "checkpoint", "tracking", "attempts", "early_stop", "runtime", "resume"),
     ("scores", "segments", "evaluate", "predict", "check", "checkpoints"),
     ("audit", "changes", "datasets", "reference", "init", "doctor"),
+    ("report",),
     ("train",),
     ("cli",),
 )
@@ -34,7 +35,7 @@ DOORS = {  # dependency -> the only modules (or packages of ours) that import it
     "wandb": {"tracking"}, "grain": {"data"}, "pandas": {"etl"}, "sqlalchemy": {"etl"},
     "adbc_driver_manager": {"etl"}, "adbc_driver_postgresql": {"etl"},
     "ml_collections": {"recipe"}, "absl": {"recipe"}, "importlib": {"cli", "runtime", "etl", "doctor"}, "runpy": {"recipe"},
-    "subprocess": {"cli", "doctor"}, "psutil": {"doctor"}, "packaging": {"doctor"},
+    "subprocess": {"cli", "runtime", "doctor"}, "psutil": {"doctor"}, "packaging": {"doctor"}, "matplotlib": {"report"},
 }  # fmt: skip
 BANNED = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "imp", "yaml", "random"}
 

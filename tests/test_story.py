@@ -12,12 +12,14 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
 from mlprod import check, cli, manifest
 from mlprod.check import process_ranges
+from mlprod.checkpoint.saved import SavedSteps
 from mlprod.config import Config, MeshConfig
 from mlprod.data.reader import GroupReader
 from mlprod.etl import sources
 from mlprod.etl.extract import source_columns
 from mlprod.plan import make_plan
 from mlprod.predict import model_arrays, typed_rows
+from mlprod.report import past
 from mlprod.store import open_store
 from mlprod.tracking import read_log
 from mlprod.train import train
@@ -207,6 +209,18 @@ def test_a_finished_run_has_nothing_to_do(trained: Config, capsys: pytest.Captur
     train(trained, jax.devices()[:1])
     assert losses(Path(trained.workdir)) == before
     assert "at step 60 of 60: the same bits" in capsys.readouterr().err
+
+
+def test_what_a_run_notes_is_what_it_saved(trained: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    """Config, hardware and dataset of each attempt are those of its saved steps; the ledger is there; the page is made."""
+    run = past.read(Path(trained.workdir))
+    saved = SavedSteps(Path(trained.workdir)).read_run(60)
+    assert run.state() == "done: 60 steps"
+    assert (run.config, run.about["environment"], run.about["dataset_id"]) == (saved.config, saved.environment, saved.dataset_id)
+    assert {"plan", "state", "compile", "step", "data wait", "evaluate", "save"} <= set(run.attempts[0].seconds)
+    assert run.attempts[0].uses[-1]["host_bytes"] > 1 << 20
+    assert cli.run(argv("report", trained)) == 0
+    assert "done: 60 steps" in Path(capsys.readouterr().out.strip()).read_text()
 
 
 def test_check_accepts_what_train_starts(trained: Config, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,1 @@
+"""What became of a run, as a page, and several runs beside each other: the verbs `report` and `compare`."""
