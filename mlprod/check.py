@@ -116,7 +116,12 @@ def show(plan: Plan, num_processes: int) -> None:
 
 def show_layout(console: Console, plan: Plan) -> None:
     """Prints every array of the model with its dims, their split and its bytes."""
-    table = Table("parameter", "dims", "split over", Column("bytes/device", justify="right"))
+    table = Table(
+        Column("parameter", overflow="fold"),
+        Column("dims", overflow="fold"),
+        "split over",
+        Column("bytes/device", justify="right"),
+    )
     rows = list(layout_rows(plan))
     for path, dims, split, size, _ in rows:
         table.add_row(path, dims, split, f"{size:,}")

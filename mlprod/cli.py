@@ -137,7 +137,7 @@ def _check_slice(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         MlprodError: what the child said, with its exit code.
     """
     slices = importlib.import_module("mlprod.parallel.chips").parse_slices(options.topology, options.num_slices)
-    if "TPU_LIBRARY_PATH" not in os.environ and importlib.util.find_spec("libtpu") is None:
+    if not Path(os.environ.get("TPU_LIBRARY_PATH", "")).is_file() and importlib.util.find_spec("libtpu") is None:
         raise UserError(
             f"--topology={slices.name} needs the compiler of TPUs: pip install -c constraints.txt -e '.[tpu]', "
             f"or set TPU_LIBRARY_PATH to a libtpu.so"

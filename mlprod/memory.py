@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from mlprod.config import MeshConfig
+from mlprod.errors import ConfigError
 from mlprod.parallel.chips import CHIPS, padded_bytes
 from mlprod.parallel.layouts import LAYOUTS, Placement
 from mlprod.parallel.mesh import make_mesh
@@ -55,7 +56,11 @@ class Saving:
 
 
 def need(plan: Plan) -> Need:
-    """Returns what a run needs on each device."""
+    """Returns what a run needs on each device.
+
+    Raises:
+        ConfigError: the model fails on a batch of the dataset.
+    """
     parts = _state_bytes(plan.abstract, plan.where)
     ahead = 1 + plan.cfg.loader.on_device
     return Need(
@@ -100,7 +105,11 @@ def _batch_parts(plan: Plan) -> int:
 
 
 def _kept_bytes(plan: Plan, num_rows: int) -> int:
-    """Returns the bytes, of all devices, of what the loss's `vjp` carries from the forward to the backward pass."""
+    """Returns the bytes, of all devices, of what the loss's `vjp` carries from the forward to the backward pass.
+
+    Raises:
+        ConfigError: the model or its loss cannot be traced.
+    """
 
     def kept(trained: dict[str, Any], model_state: Any, placed: Any, key: jax.Array) -> Any:
         batch = plan.model.named(placed)
@@ -115,7 +124,12 @@ def _kept_bytes(plan: Plan, num_rows: int) -> int:
 
     trained = {"params": plan.abstract.params, "tables": plan.abstract.tables}
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
-    leaves = jax.tree.leaves(jax.eval_shape(kept, trained, plan.abstract.model_state, abstract_batch(plan, num_rows), key))
+    batch = abstract_batch(plan, num_rows)
+    try:
+        leaves = jax.tree.leaves(jax.eval_shape(kept, trained, plan.abstract.model_state, batch, key))
+    except Exception as error:  # the user's own model: whatever it raises is theirs to read
+        told = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"config.model={type(plan.cfg.model).__name__} fails on this dataset's batches: {told}") from error
     return sum(int(math.prod(leaf.shape)) * int(leaf.dtype.itemsize) for leaf in leaves)
 
 

@@ -5,8 +5,10 @@ Price: the libtpu wheel; a process, since its library is chosen before JAX is im
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.errors import JaxRuntimeError
@@ -27,10 +29,11 @@ def devices_of(slices: Slices) -> list[jax.Device]:
     Raises:
         LayoutError: the compiler knows no such slice.
     """
+    options: dict[str, Any] = dict(slices.chip.options)
+    if math.prod(slices.shape) == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)  # else a host is taken to have four
     try:
-        found = topologies.get_topology_desc(
-            platform="tpu", topology_name=slices.name, num_slices=slices.number, **dict(slices.chip.options)
-        )
+        found = topologies.get_topology_desc(platform="tpu", topology_name=slices.name, num_slices=slices.number, **options)
     except JaxRuntimeError as error:
         raise LayoutError(f"--topology={slices.name}: the compiler has no such slice: {error}") from error
     return found.devices

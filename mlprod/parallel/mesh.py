@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
@@ -55,10 +56,21 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
     sizes = axis_sizes(cfg, len(devices), torus_of(devices))
     automatic = (AxisType.Auto,) * len(sizes)
     num_slices = len({device.slice_index for device in devices if device.platform == "tpu" and hasattr(device, "slice_index")})
+    shape = tuple(sizes.values())
     if num_slices < 2:
-        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=automatic, devices=devices)
+        return Mesh(_grid(shape, devices), tuple(sizes), axis_types=automatic)
     if cfg.slice != num_slices:
         raise LayoutError(f"config.mesh.slice={cfg.slice} must be {num_slices}, the number of TPU slices that the devices are of")
-    within = (1, *list(sizes.values())[1:])  # only `slice` goes over the network between slices
-    grid = mesh_utils.create_hybrid_device_mesh(within, (num_slices, *(1,) * (len(sizes) - 1)), devices=devices)
+    each = [[device for device in devices if device.slice_index == i] for i in range(num_slices)]
+    grid = np.concatenate([_grid((1, *shape[1:]), members) for members in each])  # only `slice` crosses the network between them
     return Mesh(grid, tuple(sizes), axis_types=automatic)
+
+
+def _grid(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Returns devices as an array of `shape`: on a TPU an axis lies along a dimension of the torus where sizes allow it."""
+    if tuple(size for size in shape if size > 1) == torus_of(devices) != ():
+        return np.array(sorted(devices, key=lambda device: tuple(device.coords)), object).reshape(shape)
+    try:
+        return mesh_utils.create_device_mesh(shape, devices)
+    except NotImplementedError:  # no dimension of the torus, nor a product of some, has the size of an axis
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
