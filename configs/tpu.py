@@ -1,7 +1,8 @@
-"""The flights recipe on a TPU VM with 8 chips (v5e-8): parameters split over the 2 x 4 torus, one mesh axis per torus dimension.
+"""The flights recipe on a TPU slice of any shape: parameters split over all its chips, one mesh axis per torus dimension.
 
 pip install -c constraints.txt -e '.[tpu]'
 python -m mlprod.train --config configs/tpu.py
+mlprod check --config configs/tpu.py --topology v5e:4x4       # on any machine: would it fit? See docs/tpu.md
 """
 
 from flights import get_config as recipe
@@ -10,8 +11,8 @@ from mlprod.config import Config, MeshConfig, RuntimeConfig
 
 
 def get_config() -> Config:
-    """Returns the recipe for 8 chips; compiled programs are kept for the next start."""
+    """Returns the recipe for one slice; compiled programs are kept for the next start."""
     cfg = recipe()
-    cfg.mesh = MeshConfig(fsdp=(2, 4))
+    cfg.mesh = MeshConfig(fsdp=(-1,))
     cfg.runtime = RuntimeConfig(platform="tpu", compile_cache="runs/compiled")
     return cfg

@@ -6,9 +6,11 @@ Price: a verb's module is imported only when it is called, so that `mlprod --hel
 
 import argparse
 import importlib
+import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +34,13 @@ VERBS = {
 WITHOUT_CONFIG = {"init": "mlprod.init.run", "compare": "mlprod.report.compare"}  # verb -> its module
 WITHOUT_DEVICE = {"data": "mlprod.datasets", "report": "mlprod.report.run"}
 USAGE = "usage: mlprod VERB --config FILE [--config.field=value ...] [options]"
+
+
+TPU_COMPILER_ONLY = {  # for a process that compiles for TPUs and has none
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else its lock file lets one process of the machine have it
+    "TPU_SKIP_MDS_QUERY": "1",  # else it asks the network what machine this is
+    "TPU_LOG_DIR": "disabled",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -87,6 +96,10 @@ def _parser(verb: str) -> argparse.ArgumentParser:
         parser.add_argument("--output", type=_file, metavar="FILE", help="page to write (default: WORKDIR/report.html)")
     if verb == "check":
         parser.add_argument("--processes", type=_whole, default=0, help="the run will have (default: as many as here)")
+        parser.add_argument(
+            "--topology", default="", metavar="CHIP:SHAPE", help="compile for a TPU slice, such as v5e:4x4, on this machine"
+        )
+        parser.add_argument("--num-slices", type=_whole, default=1, help="of that shape (default: 1)")
     if verb == "evaluate":
         parser.add_argument("--split", default="eval", choices=("train", "eval", "test"))
         parser.add_argument(
@@ -129,6 +142,36 @@ def _ensure_dataset(cfg: Config, config_file: str, overrides: Sequence[str]) -> 
         raise error
 
 
+def _check_slice(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Checks a run on TPU slices in a child process, whose compiler talks on stderr and may end it.
+
+    Raises:
+        MlprodError: what the child said, with its exit code.
+    """
+    slices = importlib.import_module("mlprod.parallel.chips").parse_slices(options.topology, options.num_slices)
+    if not Path(os.environ.get("TPU_LIBRARY_PATH", "")).is_file() and importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            f"--topology={slices.name} needs the compiler of TPUs: pip install -c constraints.txt -e '.[tpu]', "
+            f"or set TPU_LIBRARY_PATH to a libtpu.so"
+        )
+    words = ["--config", options.config, "--topology", slices.name, "--num-slices", str(slices.number)]
+    words += ["--processes", str(options.processes), *overrides]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **TPU_COMPILER_ONLY}
+    sys.stdout.flush()
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as told:
+        child = [sys.executable, "-m", "mlprod.topology", *words]
+        code = subprocess.run(child, check=False, env=environment, stderr=told).returncode
+        told.seek(0)
+        lines = told.read().splitlines()
+    if code:
+        ours = [line.removeprefix("mlprod: ") for line in lines if line.startswith("mlprod: ")]
+        if options.debug or not ours:
+            print("\n".join(lines), file=sys.stderr)
+        error = MlprodError(ours[-1] if ours else f"the compiler for {slices.name} ended with exit code {code}; see above")
+        error.exit_code = code if ours else 1
+        raise error
+
+
 def _run(verb: str, options: argparse.Namespace, overrides: Sequence[str]) -> None:
     if verb in WITHOUT_CONFIG:
         importlib.import_module(WITHOUT_CONFIG[verb]).main(options)
@@ -152,6 +195,9 @@ def _run(verb: str, options: argparse.Namespace, overrides: Sequence[str]) -> No
         return
     if verb in WITHOUT_DEVICE:
         importlib.import_module(WITHOUT_DEVICE[verb]).main(cfg, options)
+        return
+    if verb == "check" and options.topology:
+        _check_slice(options, overrides)
         return
     importlib.import_module("mlprod.runtime").start(cfg.runtime)
     module = importlib.import_module(f"mlprod.{verb}")

@@ -315,7 +315,9 @@ class MeshConfig:
 
     slice: int = knob(1, "TPU slices", unit="slices", low=1)
     data: int = knob(-1, "-1 takes the devices that the other axes leave", low=-1)
-    fsdp: tuple[int, ...] = knob((1,), "one mesh axis each; on a TPU torus one per torus dimension", low=1)
+    fsdp: tuple[int, ...] = knob(
+        (1,), "one mesh axis each; (-1,): the devices that the others leave, on a TPU one axis per torus dimension", low=-1
+    )
     tensor: int = knob(1, "splits within a layer", low=1)
     layout: str = knob("fsdp", "table from dims to mesh axes", choices=("data", "fsdp", "fsdp_tensor"))
 

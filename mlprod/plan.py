@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
+import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from mlprod import features, manifest
 from mlprod.config import Config
-from mlprod.data.loader import eval_order, train_order
+from mlprod.data.loader import batch_shapes, eval_order, train_order
 from mlprod.errors import ConfigError, DataError, LayoutError, MlprodError
 from mlprod.features import FeatureSpec
 from mlprod.manifest import Manifest
@@ -22,6 +24,7 @@ from mlprod.parallel.layouts import LAYOUTS, Placement
 from mlprod.parallel.mesh import make_mesh
 from mlprod.parallel.place import Ranges, local_ranges
 from mlprod.state import ModelDef, TrainState, abstract_state, define_model, shardings
+from mlprod.step import Update, compile_update
 from mlprod.store import Store, open_store
 
 
@@ -52,6 +55,25 @@ class Plan:
     def eval_ranges(self) -> Ranges:
         """The rows of an evaluation batch that this process's devices hold."""
         return local_ranges(self.placement.batch(self.eval_order.global_batch), self.eval_order.global_batch)
+
+
+def update_of(plan: Plan) -> Update:
+    """Returns the training step of a run, see `step.compile_update`."""
+    balanced, skip_bad = plan.cfg.loss.class_weight == "balanced", plan.cfg.bad_numbers.policy == "skip"
+    return compile_update(
+        plan.model, plan.optimizer, plan.rate, plan.cfg.seed, plan.where, plan.placement, skip_bad=skip_bad, balanced=balanced
+    )
+
+
+def abstract_batch(plan: Plan, num_rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes, dtypes and shardings of a global batch of `num_rows` rows on the devices."""
+    rows = plan.placement.batch(num_rows)
+
+    def array(shape: tuple[int, ...], dtype: np.dtype) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(rows.mesh, PartitionSpec(*rows.spec, *(None,) * len(shape)))
+        return jax.ShapeDtypeStruct((num_rows, *shape), dtype, sharding=sharding)
+
+    return {name: array(*each) for name, each in batch_shapes(plan.store, plan.manifest).items()}
 
 
 def read_features(store: Store, published: Manifest) -> FeatureSpec:

@@ -33,10 +33,10 @@ from mlprod.order import drawn_positions
 from mlprod.parallel.agree import Agreement
 from mlprod.parallel.ahead import Ahead
 from mlprod.parallel.place import Rows, fetch, placed_ahead
-from mlprod.plan import Plan, make_plan
+from mlprod.plan import Plan, make_plan, update_of
 from mlprod.resume import roll_back, start
 from mlprod.state import TrainState
-from mlprod.step import Score, Words, compile_score, compile_update, gradient_paths, unpack
+from mlprod.step import Score, Words, compile_score, gradient_paths, unpack
 from mlprod.tracking import Record, Trackers, open_trackers
 
 FAST_STEPS = 3
@@ -99,11 +99,7 @@ def _loop(
 ) -> TrainState:
     """Takes the steps that are left. The order of what happens between two steps is what makes a resume exact."""
     cfg = plan.cfg
-    skip_bad = cfg.bad_numbers.policy == "skip"
-    balanced = cfg.loss.class_weight == "balanced"
-    update = compile_update(
-        plan.model, plan.optimizer, plan.rate, cfg.seed, plan.where, plan.placement, skip_bad=skip_bad, balanced=balanced
-    )
+    update = update_of(plan)
     score = compile_score(plan.model, plan.placement)
     watch = Watch(cfg.bad_numbers, gradient_paths(plan.abstract), plan.order.global_batch)
     late, agreed, saved_at = Late(tracker, line, watch), Agreement(), time.monotonic()

@@ -56,6 +56,8 @@ def validate(cfg: Config) -> None:
     """
     for path, field, hint, value in walk(cfg):
         _check_field(path, field, hint, value)
+    if cfg.mesh.fsdp != (-1,) and not all(size > 0 for size in cfg.mesh.fsdp):
+        raise ConfigError(f"config.mesh.fsdp={cfg.mesh.fsdp} must be >= 1 each, or (-1,) for the devices left")
     if isinstance(cfg.model, type):
         raise ConfigError(f"config.model={cfg.model.__name__} is a class; call it: {cfg.model.__name__}()")
     for path, folder in (("workdir", cfg.workdir), ("dataset", cfg.dataset)):

@@ -76,7 +76,7 @@ def test_help_names_every_verb_and_exit_code(words: list[str], capsys: pytest.Ca
 OPTIONS = {
     "etl": [],
     "train": [],
-    "check": [],
+    "check": ["--processes", "--topology", "--num-slices"],
     "doctor": [],
     "data": ["--version", "--split", "--rows", "--other", "--with"],
     "evaluate": ["--step", "--split", "--scores"],

@@ -22,7 +22,7 @@ ROWS = (
     ("store", "console", "etl", "data", "objective", "models", "metrics", "optim", "parallel"),
     ("digest", "state", "step"),
     ("plan", "checkpoint", "tracking", "attempts", "early_stop", "runtime", "resume"),
-    ("scores", "segments", "evaluate", "predict", "check", "checkpoints"),
+    ("scores", "segments", "evaluate", "predict", "memory", "compiled", "check", "topology", "checkpoints"),
     ("audit", "changes", "datasets", "reference", "init", "doctor"),
     ("report",),
     ("train",),

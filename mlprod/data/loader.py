@@ -18,8 +18,8 @@ import numpy as np
 
 from mlprod.config import Config
 from mlprod.data.memory import Memory, Scratch
-from mlprod.data.reader import FLOAT32, INT32, Arrays, GroupReader
-from mlprod.data.window import LocalRows, Window
+from mlprod.data.reader import FLOAT32, INT32, Arrays, GroupReader, Shapes
+from mlprod.data.window import WEIGHT, LocalRows, Window
 from mlprod.errors import ConfigError
 from mlprod.manifest import Manifest
 from mlprod.order import Epoch, OrderSpec, batches_per_epoch, default_lanes, default_window, locate, plan_epoch
@@ -56,6 +56,16 @@ def eval_order(cfg: Config, manifest: Manifest) -> OrderSpec:
     lanes = default_lanes(batch)
     window = default_window(lanes, rows, example_bytes(manifest), batch)
     return OrderSpec(seed=0, global_batch=batch, num_lanes=lanes, window_rows=window, group_rows=rows, pad=True)
+
+
+def batch_shapes(store: Store, manifest: Manifest) -> Shapes:
+    """Returns {array name: (shape of one row, dtype)} of every batch of a dataset, as `Batches` makes them."""
+    stored = {
+        **{name: ((0,), dtype) for name, dtype in NO_FEATURES.items()},
+        **GroupReader(store, manifest, "train").shapes(),
+        **WEIGHT,
+    }
+    return {**stored, "row_id": ((2,), np.dtype(np.uint32))}
 
 
 class Batches:
