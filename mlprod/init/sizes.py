@@ -46,7 +46,7 @@ def sizes_for(rows: int, features: Sequence[Column], num_classes: int, cores: in
     epochs = min(max(4e6 / rows, 4.0), 60.0)
     return Sizes(
         model=TabularConfig(), epochs=round(epochs),
-        optim=OptimConfig(peak_lr=2e-3, weight_decay=1e-2, warmup_steps=100),
+        optim=OptimConfig(peak_lr=2e-3, weight_decay=0.1, warmup_steps=100),
         loader=LoaderConfig(global_batch=batch), eval=EvalConfig(batch=1024, every=steps, patience=15, use="best"),
         checkpoint=CheckpointConfig(every=0, keep_last=1),
     )  # fmt: skip
