@@ -35,7 +35,7 @@ def layout_rows(plan: Plan) -> Iterator[tuple[str, str, str, int, bool]]:
         names = dims_of(parameter_path(path), plan.model.dims)
         dims = " ".join(f"{name}={size}" for name, size in zip(names, leaf.shape, strict=True))
         whole = where[path].shard_shape(leaf.shape) == leaf.shape
-        split = " ".join("x".join(axes) if axes else "-" for axes in where[path].spec)
+        split = " ".join("x".join([axes] if isinstance(axes, str) else axes or "-") for axes in where[path].spec)
         yield path, dims, split, local_bytes(leaf, where[path]), whole
 
 
