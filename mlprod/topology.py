@@ -57,7 +57,8 @@ def check_on(cfg: Config, slices: Slices, num_processes: int) -> None:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         told = " ".join(str(error).split())[:200]
-        raise LayoutError(f"a step does not fit a chip of {slices.name}: {told}; see what would save") from error
+        ways = "take more chips, a smaller config.loader.global_batch, or split more by config.mesh"
+        raise LayoutError(f"a step does not fit a chip of {slices.name}: {told}; {ways}") from error
     print("check: all right")
 
 
