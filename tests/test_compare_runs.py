@@ -77,7 +77,7 @@ def test_runs_under_way_of_an_older_mlprod_and_by_config_file(
         steps(trackers, [1, 2])
         lines = told(capsys, "a", str(Path(__file__).parent / "recipes" / "smoke.py"))
     assert "folder a run" in lines
-    assert "state at step 2 of 9: under way, or killed at step 0: under way, or killed" in lines
+    assert "state at step 2 of 9: under way, or killed at step 0: how it stands is not known" in lines
     assert [line for line in lines if line.startswith("B: an older mlprod trained this run")] != []
 
 

@@ -84,7 +84,9 @@ def test_a_run_that_went_back_in_one_attempt(tmp_path: Path) -> None:
     """After bad numbers steps come again without a start: the later ones count, and no evaluation from behind them."""
     cfg = config(tmp_path / "run", steps=12)
     with attempt(cfg, 0) as trackers:
-        steps(trackers, range(1, 9), loss=9.0)
+        steps(trackers, range(1, 6), loss=9.0)
+        evaluated(trackers, 5)
+        steps(trackers, range(6, 9), loss=9.0)
         evaluated(trackers, 8)
         steps(trackers, range(5, 8))
     run = past.read(Path(cfg.workdir))

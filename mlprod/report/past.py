@@ -115,6 +115,8 @@ class Past:
         of = f" of {steps:,}" if steps else ""
         if steps and self.step >= steps:
             return f"done: {self.step:,} steps"
+        if last.about is None:
+            return f"at step {self.step:,}{of}: how it stands is not known"
         if last.ended:
             return f"ended at step {self.step:,}{of}: stopped, or failed"
         return f"at step {self.step:,}{of}: under way, or killed"
