@@ -58,7 +58,7 @@ def digests(leaves: Mapping[str, jax.Array]) -> dict[str, str]:
 def check_fits(saved: Table, wanted: Table, told: str) -> None:
     """Raises ConfigError, which begins with `told`, when saved arrays are not those that are wanted, by path."""
     wrong = []
-    for path in sorted(saved.keys() | wanted.keys()):
+    for path in sorted(saved.keys() | wanted.keys(), key=lambda path: (path.startswith("optim/"), path)):  # parameters first
         a, b = saved.get(path), wanted.get(path)
         if a is None or b is None:
             wrong.append(f"{path} {'is not in the checkpoint' if a is None else 'is not in the config'}")

@@ -124,7 +124,7 @@ def test_a_newer_format_is_refused(saved: Saved, plan: Plan, monkeypatch: pytest
 def test_another_model_is_refused_by_path(saved: Saved, make_config: MakeConfig) -> None:
     """A config whose arrays differ is the user's mistake: arrays are named, the step stays."""
     plan = make_plan(make_config(model=dataclasses.replace(make_config().model, hidden=(16, 24))), jax.devices())
-    with pytest.raises(ConfigError, match=r"params/hidden/1/kernel is float32\[16, 16\], the config says float32\[16, 24\]"):
+    with pytest.raises(ConfigError, match=r"params/head/kernel is float32\[16, 1\], the config says float32\[24, 1\]"):
         saved[0].restore_newest(plan.abstract, plan.where)
     assert saved[0].saved.steps() == [1, 2, 3]
 
