@@ -105,7 +105,7 @@ def _texts(plan: Plan, split: str, column: StoredColumn, row_ids: np.ndarray) ->
 
 def _cut(values: pa.Array) -> tuple[np.ndarray, list[str]]:
     """Returns (the text of each number's range, the ranges in order): one a value where there are few."""
-    numbers = np.asarray(pc.cast(values, pa.float64()).fill_null(np.nan))
+    numbers = np.asarray(pc.cast(values, pa.float64(), safe=False).fill_null(np.nan))
     there = np.sort(numbers[~np.isnan(numbers)])
     distinct = np.unique(there)
     if len(distinct) <= PARTS:

@@ -285,6 +285,7 @@ def test_two_commands_make_a_model(init: Init, table: pa.Table, tmp_path: Path, 
         "--config.tracking.wandb=off",
         "--config.runtime.num_cpu_devices=8",
         "--config.epochs=15",
+        "--config.eval.every=50",
     ]
     assert cli.run(["train", *run]) == 0
     evals = [line["values"] for line in read_log(Path(cfg.workdir)) if line["kind"] == "eval"]

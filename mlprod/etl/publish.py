@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from mlprod import __version__, compare, features, manifest
 from mlprod.config import Column, Config, EtlConfig
@@ -25,6 +24,7 @@ from mlprod.errors import DataError
 from mlprod.etl import bad_rows, fit, page, report
 from mlprod.etl.extract import Extracted
 from mlprod.etl.label import check_labels
+from mlprod.etl.schema import raw_column
 from mlprod.etl.settle import LABEL
 from mlprod.etl.shards import to_disk
 from mlprod.etl.stored import Stored, sample
@@ -117,7 +117,8 @@ def _scaled(spec: features.FeatureSpec, train: Written, rows: pa.Table) -> featu
 
 def _quantiles(column: pa.ChunkedArray) -> tuple[float, ...]:
     """Returns the quantiles of a column's values as float32 has them; none where none is there."""
-    values = np.sort(np.asarray(pc.cast(pc.drop_null(column), pa.float64())).astype(np.float32))
+    raw = raw_column(column)
+    values = np.sort(raw.values[raw.valid].astype(np.float32))
     if not len(values):
         return ()
     return tuple(values[(np.arange(QUANTILES + 1) * (len(values) - 1)) // QUANTILES].astype(float).tolist())
