@@ -33,7 +33,7 @@ from mlprod import manifest, recipe, runtime
 from mlprod.config import Config
 from mlprod.data.reader import Arrays, GroupReader
 from mlprod.errors import MlprodError
-from mlprod.evaluate import evaluate
+from mlprod.evaluate import measure, values_of
 from mlprod.manifest import Manifest
 from mlprod.plan import make_plan
 from mlprod.step import compile_score
@@ -111,7 +111,7 @@ def fit_mlprod(result: Result, cfg: Config, rows: dict[str, Arrays]) -> None:
     score = compile_score(plan.model, plan.placement)
     for split in SCORED:
         seen: list[Arrays] = []
-        result.add(split, evaluate(plan, score, state, split, sink=seen.append))
+        result.add(split, values_of(measure(plan, score, state, split, sinks=[seen.append])))
         ids = np.concatenate([batch["row_id"] for batch in seen])
         if not np.array_equal(np.sort(ids), np.sort(rows[split]["row_id"])):
             raise RuntimeError(f"mlprod scored other {split} rows than its peers")

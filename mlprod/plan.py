@@ -125,6 +125,8 @@ def make_plan(cfg: Config, devices: Sequence[jax.Device]) -> Plan:
         raise DataError(f"config.dataset={cfg.dataset!r} cannot be read: {told}; check the address and your access") from error
     if cfg.loss.class_weight == "balanced" and spec.target.task == "binary" and not 0 < spec.target.mean < 1:
         raise DataError(f"{cfg.dataset} says nothing of its classes' shares, which loss.class_weight needs; build it anew")
+    if cfg.eval.patience and not published.num_rows("eval"):
+        raise ConfigError(f"config.eval.patience={cfg.eval.patience}: {cfg.dataset} has no eval rows to stop by; set it to 0")
     order = train_order(cfg, published)
     steps = total_steps(cfg, batches_per_epoch(order, published.group_sizes("train")))
     placement = Placement(make_mesh(cfg.mesh, devices), LAYOUTS[cfg.mesh.layout])

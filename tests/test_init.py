@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -129,6 +130,25 @@ def test_each_column_becomes_what_it_is_good_for(init: Init, table: pa.Table, tm
         "times written as %d.%m.%Y",
     ):
         assert line in text, line
+
+
+def test_names_that_meet_and_names_with_quotes(init: Init, tmp_path: Path) -> None:
+    """Two columns that would have one name: the second is left out and named. Quotes stand in the hook as they are."""
+    some = [i * 37 % 53 for i in range(200)]
+    rows = {"a.b": some, "a_b": some, 'x "q"': [None, *some[1:]], "y": [i * i % 97 for i in range(200)]}
+    pq.write_table(pa.table({name: list(values) for name, values in rows.items()}), tmp_path / "t.parquet")
+    code, cfg = init(str(tmp_path / "t.parquet"), "--target", "y", "--task", "regression")
+    assert code == 0
+    assert cfg is not None
+    assert [c.name for c in cfg.etl.columns] == ["a_b", 'x "q"']
+    assert "would be called 'a_b' as another column is" in Path("configs/mine.py").read_text()
+    rows['x "q"'] = [None] * 20 + some[20:]
+    pq.write_table(pa.table({name: list(values) for name, values in rows.items()}), tmp_path / "t.parquet")
+    code, cfg = init(str(tmp_path / "t.parquet"), "--target", "y", "--task", "regression", name="again")
+    assert code == 0
+    assert cfg is not None
+    made = cfg.etl.transform(pd.DataFrame({'x "q"': [None, 1.0]}))
+    assert made['x "q"_missing'].tolist() == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("form", ["parquet", "jsonl", "tsv", "semicolon-cp1252", "sqlite"])

@@ -17,7 +17,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 
 from mlprod import evaluate, manifest, predict
 from mlprod.checkpoint.saved import SavedSteps
-from mlprod.config import Classes, Config, Equals, EtlConfig, Number, categorical, numeric
+from mlprod.config import ByHash, Classes, Config, Equals, EtlConfig, Number, categorical, numeric
 from mlprod.errors import ConfigError, DataError
 from mlprod.etl.run import build
 from mlprod.features import Target, loads
@@ -295,6 +295,15 @@ def test_a_run_stops_when_it_gets_no_better(table: Path, trained: dict[str, Conf
     again = train(cfg, jax.devices()[:1])
     assert int(again.step) == last
     assert [x["step"] for x in read_log(Path(cfg.workdir)) if x["kind"] == "train"][-1] == last
+
+
+def test_a_run_that_cannot_be_measured_is_not_stopped_by_it(table: Path, tmp_path: Path) -> None:
+    """Patience without an eval split is refused before the first step."""
+    cfg = run_of(table, tmp_path, str(tmp_path / "dataset"))
+    cfg.etl.split = ByHash(eval=0.0, test=0.1)
+    build(cfg)
+    with pytest.raises(ConfigError, match=r"config.eval.patience=3: .* has no eval rows to stop by"):
+        train(cfg, jax.devices()[:1])
 
 
 def test_a_killed_run_stops_where_the_straight_one_does(table: Path, trained: dict[str, Config], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from mlprod.etl.label import said
 from mlprod.etl.sample import Sample
 from mlprod.etl.settle import LABEL
 from mlprod.features import Target
+from mlprod.init.literal import literal
 
 ENOUGH = 100  # values of which "nearly all are different" says something
 NEARLY_ALL = 0.95  # share of different values
@@ -56,7 +57,20 @@ def choices(sample: Sample, label: AnyLabel, key: Sequence[str], time: str) -> l
         if name != label.column:
             found.append(_choice(sample, name, key, time))
     leaks = _leaks(sample, label, [c for choice in found for c in choice.columns if c.role == "feature" and not c.derived])
-    return [Choice(x.name, leaks[x.name]) if x.name in leaks else x for x in found]
+    return _once([Choice(x.name, leaks[x.name]) if x.name in leaks else x for x in found], label.column)
+
+
+def _once(found: Sequence[Choice], label: str) -> list[Choice]:
+    """Returns the choices, without those whose columns would have a name in the config that another has."""
+    taken, kept = {label}, list[Choice]()
+    for choice in found:
+        names = {c.name for c in choice.columns}
+        twice = sorted(names & taken)
+        kept.append(
+            Choice(choice.name, f"would be called {twice[0]!r} as another column is; add it by hand") if twice else choice
+        )
+        taken |= set() if twice else names
+    return kept
 
 
 def _choice(sample: Sample, name: str, key: Sequence[str], time: str) -> Choice:
@@ -89,7 +103,11 @@ def _choice(sample: Sample, name: str, key: Sequence[str], time: str) -> Choice:
         )
     ends = pc.min_max(there).as_py()
     told = f"{distinct:,} values from {ends['min']:.6g} to {ends['max']:.6g}{missing}"
-    made = {f"{named(name)}_missing": f'rows["{named(name)}"].isna()'} if values.null_count >= SEEN_MISSING * len(values) else {}
+    made = (
+        {f"{named(name)}_missing": f"rows[{literal(named(name))}].isna()"}
+        if values.null_count >= SEEN_MISSING * len(values)
+        else {}
+    )
     flags = (numeric(new, derived=True) for new in made)
     return Choice(name, told, (numeric(**_named(name), type=type_name), *flags), made)
 
@@ -118,7 +136,7 @@ def _times(sample: Sample, name: str, missing: str, role: str) -> Choice:
     base = Column(name=named(name), source=_source(name), type=sample.types[name], role=role)
     if sample.types[name] != "timestamp":
         return Choice(name, f"rows are split by it{missing}", (base,))
-    made = _parts(named(name), f'rows["{named(name)}"]', sample.rows[name].drop_null(), days=role != "time")
+    made = _parts(named(name), f"rows[{literal(named(name))}]", sample.rows[name].drop_null(), days=role != "time")
     split = ", rows are split by it" if role == "time" else ""
     derived = (numeric(new, derived=True) for new in made)
     return Choice(name, f"a time, of which the parts are features{split}{missing}", (base, *derived), made)
@@ -151,7 +169,7 @@ def _text(name: str, there: pa.ChunkedArray, distinct: int, missing: str) -> Cho
     found = _as_times(there)
     if found is not None:
         base = Column(name=named(name), source=_source(name), type="string", role="input")
-        time = f'pd.to_datetime(rows["{named(name)}"], format="{found[0]}", errors="coerce", utc=True)'
+        time = f'pd.to_datetime(rows[{literal(named(name))}], format="{found[0]}", errors="coerce", utc=True)'
         made = _parts(named(name), time, found[1], days=True)
         told = f"times written as {found[0]}, of which the parts are features{missing}"
         return Choice(name, told, (base, *(numeric(new, derived=True) for new in made)), made)

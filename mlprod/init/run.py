@@ -5,13 +5,10 @@ Price: seconds, whatever the size of the data.
 """
 
 import argparse
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import pyarrow.compute as pc
 
 from mlprod.config import AnyLabel, ByHash, ByTime
 from mlprod.errors import DataError, UserError, WorkdirError, nearest
@@ -19,10 +16,11 @@ from mlprod.etl import sources
 from mlprod.etl.label import described
 from mlprod.etl.sample import Sample, sample_of
 from mlprod.init.choose import Choice, choices, named
+from mlprod.init.literal import literal
 from mlprod.init.sizes import Sizes, sizes_for
 from mlprod.init.source import source_of
 from mlprod.init.target import label_of
-from mlprod.init.text import column_lines, hook, is_name, literal
+from mlprod.init.text import column_lines, hook, is_name
 
 EVAL_AT, TEST_AT = 0.8, 0.9  # shares of the rows, by time, before which eval and test begin
 SMALL = 5000  # rows, of which a larger share is held out
@@ -54,7 +52,7 @@ def main(options: argparse.Namespace) -> None:
     if not any(c.role == "feature" for choice in chosen for c in choice.columns):
         why = "; ".join(f"{choice.name} {choice.why}" for choice in chosen[:3])
         raise DataError(f"{options.data} has no column to learn {options.target} from: {why or 'it has no other'}")
-    text = _text(name, source, sample, label, chosen, key, _split(sample, options.time), _sizes(sample, label, chosen))
+    text = _text(name, source, sample, label, chosen, key, _split(sample, options.time), _sizes(sample, label))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     _tell(path, sample, label, chosen)
@@ -85,12 +83,10 @@ def _split(sample: Sample, time: str) -> Any:
     return ByTime(column=named(time), eval=str(at[0]), test=str(at[1]))
 
 
-def _sizes(sample: Sample, label: AnyLabel, chosen: Sequence[Choice]) -> Sizes:
-    features = [c for choice in chosen for c in choice.columns if c.role == "feature"]
+def _sizes(sample: Sample, label: AnyLabel) -> Sizes:
     held_out = 0.3 if sample.num_rows < SMALL else 0.2
     there = 1 - sample.rows[label.column].null_count / sample.rows.num_rows
-    num_classes = pc.count_distinct(sample.rows[label.column]).as_py() if label.task == "classes" else 1
-    return sizes_for(int(sample.num_rows * there * (1 - held_out)), features, num_classes, os.cpu_count() or 1)
+    return sizes_for(int(sample.num_rows * there * (1 - held_out)))
 
 
 def _tell(path: Path, sample: Sample, label: AnyLabel, chosen: Sequence[Choice]) -> None:

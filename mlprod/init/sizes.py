@@ -1,12 +1,11 @@
-"""How large a model is, what a batch is and how long it trains: by rows, columns and cores."""
+"""How large a model is, what a batch is and how long it trains: by rows."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlprod.config import CheckpointConfig, Column, EvalConfig, LoaderConfig, OptimConfig
-from mlprod.init.text import literal
+from mlprod.config import CheckpointConfig, EvalConfig, LoaderConfig, OptimConfig
+from mlprod.init.literal import literal
 from mlprod.models.tabular import TabularConfig
 
 
@@ -39,7 +38,7 @@ class Sizes:
         checkpoint={literal(self.checkpoint)},"""
 
 
-def sizes_for(rows: int, features: Sequence[Column], num_classes: int, cores: int) -> Sizes:
+def sizes_for(rows: int) -> Sizes:
     """Returns sizes for so many training rows."""
     batch = 2 ** round(math.log2(min(max(rows / 64, 32), 1024)))
     steps = max(rows // batch, 1)

@@ -4,33 +4,14 @@ Promise: what is written runs, and a person can read and change it; nothing in i
 """
 
 import dataclasses
-import json
 import keyword
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from mlprod.config import Column
 from mlprod.init.choose import Choice
+from mlprod.init.literal import literal
 
 WIDTH = 130
-
-
-def literal(value: Any) -> str:
-    """Returns a config's value as Python text: strings in double quotes, dataclasses by their fields that are not the default."""
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, tuple):
-        return f"({', '.join(map(literal, value))}{',' if len(value) == 1 else ''})"
-    if dataclasses.is_dataclass(value):
-        changed = (f for f in dataclasses.fields(value) if not _is_default(f, getattr(value, f.name)))
-        return f"{type(value).__name__}({', '.join(f'{f.name}={literal(getattr(value, f.name))}' for f in changed)})"
-    return repr(value)
-
-
-def _is_default(field: dataclasses.Field[Any], value: Any) -> bool:
-    if field.default_factory is not dataclasses.MISSING:
-        return bool(value == field.default_factory())
-    return bool(value == field.default)
 
 
 def column_text(c: Column) -> str:
