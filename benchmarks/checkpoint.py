@@ -48,7 +48,7 @@ def state_of(size: int, step: int) -> TrainState:
     keys = iter(jax.random.split(jax.random.key(step), 3 * LEAVES))
     rows = max(1, size // (3 * LEAVES * 4 * 1024))
     part = [{f"{i}": jax.random.normal(next(keys), (rows, 1024)) for i in range(LEAVES)} for _ in range(3)]
-    state = TrainState(jnp.int32(step), {"w": part[0]}, {}, {}, {"mu": part[1], "nu": part[2]})
+    state = TrainState(jnp.int32(step), {"w": part[0]}, {}, {}, {"mu": part[1], "nu": part[2]}, {})
     return jax.block_until_ready(state)
 
 
@@ -128,7 +128,7 @@ def state_of_shapes(size: int) -> TrainState:
     """Returns the state's arrays as zeros, for their shapes."""
     rows = max(1, size // (3 * LEAVES * 4 * 1024))
     part = {f"{i}": jnp.zeros((rows, 1024)) for i in range(LEAVES)}
-    return TrainState(jnp.int32(0), {"w": part}, {}, {}, {"mu": dict(part), "nu": dict(part)})
+    return TrainState(jnp.int32(0), {"w": part}, {}, {}, {"mu": dict(part), "nu": dict(part)}, {})
 
 
 def figure(name: str, values: list[float], unit: str, **more: Any) -> Figure:

@@ -4,16 +4,17 @@
 
 Job: trains the same model with the same optimizer, batch size and number of steps in three ways, in turn: a bare loop over one
 batch that stays on the device; `mlprod.train.train` whose loader is replaced by the same rows from memory; and `train` as it is,
-its loader reading a dataset that was built before. Both trainings of mlprod log every step, save, and place each batch.
+its loader reading a dataset that was built before. Both trainings of mlprod log every step, place each batch, and save once
+among the timed steps (every 8 s, where `train` by itself saves every 2 minutes).
 Promise: all in one process, the bare loop before and after each training (A B A C A ...), and a ratio compares a training with
-the mean of the two beside it. Times are those of steps after the first ones, taken where a step's numbers are logged, saves
+the mean of the two beside it. Times are those of steps after the first ones, taken where a step's numbers are fetched, saves
 included; compiling and the evaluation at the end are not. The bare loop fetches a step's loss after it has dispatched the next.
 How to read: a figure is the median of the rounds and an interval that holds it with 90% or more (order statistics). On CPU a
 part of the step itself runs on the thread that dispatches it, so what the main thread does beside the step is its CPU time
 less the bare loop's. CPU time of all threads less the bare loop's adds what the loader, placing, logging and saves take, which
 share the cores with the step. A ratio of walls is for quiet machines: where others use the cores, each further thread waits
 for one.
-Price: about 2 minutes on 2 cores; --quick 2 rounds of fewer steps.
+Price: about 6 minutes on 2 cores; --quick 2 rounds of fewer steps.
 """
 
 import contextlib
@@ -36,18 +37,18 @@ import pyarrow.csv as pacsv
 from _figures import Figure, arguments, publish
 
 from mlprod import train as story
-from mlprod.config import ByHash, Config, CsvSource, EtlConfig, Label, LoaderConfig, TrackingConfig, numeric
+from mlprod.config import ByHash, CheckpointConfig, Config, CsvSource, EtlConfig, Label, LoaderConfig, TrackingConfig, numeric
 from mlprod.data.loader import train_batches
 from mlprod.etl.run import build
 from mlprod.models.mlp import MLPConfig
-from mlprod.parallel.place import to_devices
+from mlprod.parallel.place import fetch, to_devices
 from mlprod.plan import Plan, make_plan
 from mlprod.state import TrainState, create
-from mlprod.tracking import LocalLog, Record, Trackers
 
-ROWS, FEATURES, BATCH, HIDDEN = 200_000, 32, 512, (128, 128)
+ROWS, FEATURES, BATCH, HIDDEN = 200_000, 32, 1024, (192, 192)
 ROUNDS, QUICK_ROUNDS = 10, 2
-WARM, STEPS, QUICK_STEPS = 200, 2000, 1200  # steps before those that are timed; steps in all
+SAVE_EVERY = 4000  # steps: about 8 s
+WARM, STEPS, QUICK_STEPS, BARE_STEPS = 200, 4200, 1200, 2000  # steps before those that are timed; steps in all
 RATIO_GOAL, CPU_GOAL = 1.15, 150.0
 
 
@@ -61,18 +62,14 @@ class Took:
 
 
 class Clock:
-    """A tracker that only looks at clocks: of all, of this thread, of the whole process."""
+    """Looks at clocks: of all, of this thread, of the whole process."""
 
     def __init__(self) -> None:
         self.read: list[tuple[float, float, float]] = []
 
-    def log(self, record: Record) -> None:
+    def look(self) -> None:
         """Takes the time of a step."""
-        if record.kind == "train":
-            self.read.append((time.perf_counter(), time.thread_time(), time.process_time()))
-
-    def close(self) -> None:
-        """Nothing to close."""
+        self.read.append((time.perf_counter(), time.thread_time(), time.process_time()))
 
     def took(self) -> Took:
         """Returns a step's share of the time between the first timed step and the last one."""
@@ -104,6 +101,7 @@ def config(folder: Path, steps: int) -> Config:
     return Config(
         name="overhead", workdir=str(folder / "run"), dataset=str(folder / "dataset"), steps=steps, etl=etl,
         model=MLPConfig(hidden=HIDDEN, dropout=0.0), loader=LoaderConfig(global_batch=BATCH),
+        checkpoint=CheckpointConfig(every=SAVE_EVERY),
         tracking=TrackingConfig(wandb="off"),
     )  # fmt: skip
 
@@ -145,32 +143,33 @@ class Bare:
         loss, gradient = jax.value_and_grad(mean_loss)(trained)
         change, optim = self._plan.optimizer.update(gradient, state.optim, trained)
         new = optax.apply_updates(trained, change)
-        return TrainState(state.step + 1, new["params"], new["tables"], state.model_state, optim), loss
+        return TrainState(state.step + 1, new["params"], new["tables"], state.model_state, optim, {}), loss
 
     def run(self, steps: int) -> Took:
         """Takes so many steps."""
         clock, before, loss = Clock(), None, None
-        nothing = Record(kind="train", step=0, position=0, values={})
         for _ in range(steps):
             self._state, loss = self._update(self._state, self._batch)
             if before is not None:
                 float(before)
-                clock.log(nothing)
+                clock.look()
             before = loss
         float(loss)
-        clock.log(nothing)
+        clock.look()
         return clock.took()
 
 
 @contextlib.contextmanager
 def timed() -> Iterator[Clock]:
-    """Gives the training of the block a clock, as one more tracker beside the log."""
+    """Gives the training of the block a clock, looked at when a step's sums are fetched."""
     clock = Clock()
 
-    def with_clock(cfg: TrackingConfig, workdir: Path, name: str, run_id: str, attempt: int, config: Any) -> Trackers:
-        return Trackers([LocalLog(workdir, run_id, attempt), clock])
+    def fetch_and_look(sums: Any) -> Any:
+        fetched = fetch(sums)
+        clock.look()
+        return fetched
 
-    with patch.object(story, "open_trackers", with_clock), contextlib.redirect_stderr(io.StringIO()):
+    with patch.object(story, "fetch", fetch_and_look), contextlib.redirect_stderr(io.StringIO()):
         yield clock
 
 
@@ -192,12 +191,12 @@ def measured(folder: Path, steps: int, rounds: int) -> list[dict[str, tuple[Took
     plan = make_plan(cfg, jax.devices()[:1])
     rows = one_batch(plan)
     bare = Bare(plan, rows)
-    bare.run(steps)
-    found, before = [], bare.run(steps)
+    bare.run(BARE_STEPS)
+    found, before = [], bare.run(BARE_STEPS)
     for i in range(rounds):
         pairs = {}
         for j, (name, given) in enumerate({"rows in memory": rows, "the loader": None}.items()):
-            mine, after = trained(cfg, 2 * i + j, given), bare.run(steps)
+            mine, after = trained(cfg, 2 * i + j, given), bare.run(BARE_STEPS)
             between = {what: (getattr(before, what) + getattr(after, what)) / 2 for what in Took.__slots__}
             pairs[name], before = (mine, Took(**between)), after
         found.append(pairs)

@@ -307,6 +307,10 @@ class OptimConfig:
     b1: float = knob(0.9, "decay of the first moment", low=0.0, high=BELOW_ONE)
     b2: float = knob(0.999, "decay of the second moment", low=0.0, high=BELOW_ONE)
     clip_norm: float = knob(1.0, "of the global gradient; inf: no clipping", low=0.0)
+    average: float = knob(
+        0.0, "decay a step of a moving average of the parameters, which is what is evaluated; tables as they are; 0: none",
+        rule=MUST, low=0.0, high=BELOW_ONE,
+    )  # fmt: skip
 
 
 @dataclass(kw_only=True, slots=True)
@@ -338,8 +342,8 @@ class EvalConfig:
 class CheckpointConfig:
     """When the state is saved. The last step always is."""
 
-    every: int = knob(500, "0: not by steps", unit="steps", low=0)
-    every_s: float = knob(300.0, "inf: not by time", unit="seconds", low=0.0)
+    every: int = knob(0, "0: not by steps", unit="steps", low=0)
+    every_s: float = knob(120.0, "inf: not by time", unit="seconds", low=0.0)
     strict: bool = knob(False, "stop instead of going back to an older step when the newest is damaged")
     keep_last: int = knob(2, "steps that stay, the newest; more while they were not read back", unit="steps", low=1)
     keep_every: int = knob(0, "steps that are a multiple of it stay; 0: none", unit="steps", low=0)

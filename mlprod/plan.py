@@ -61,8 +61,9 @@ def update_of(plan: Plan) -> Update:
     """Returns the training step of a run, see `step.compile_update`."""
     balanced, skip_bad = plan.cfg.loss.class_weight == "balanced", plan.cfg.bad_numbers.policy == "skip"
     return compile_update(
-        plan.model, plan.optimizer, plan.rate, plan.cfg.seed, plan.where, plan.placement, skip_bad=skip_bad, balanced=balanced
-    )
+        plan.model, plan.optimizer, plan.rate, plan.cfg.seed, plan.where, plan.placement,
+        skip_bad=skip_bad, balanced=balanced, average=plan.cfg.optim.average,
+    )  # fmt: skip
 
 
 def abstract_batch(plan: Plan, num_rows: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -133,7 +134,7 @@ def make_plan(cfg: Config, devices: Sequence[jax.Device]) -> Plan:
     optimizer = build_optimizer(cfg.optim, steps)
     try:
         model = define_model(cfg.model, spec)
-        abstract = abstract_state(model, cfg.model, spec, optimizer)
+        abstract = abstract_state(model, cfg.model, spec, optimizer, averaged=cfg.optim.average > 0)
     except MlprodError:
         raise
     except Exception as error:  # the user's own model: whatever it raises is theirs to read

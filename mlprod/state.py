@@ -31,6 +31,12 @@ class TrainState(NamedTuple):
     tables: Tree
     model_state: Tree  # what is not trained by gradients: constants, running statistics
     optim: Any  # {part: optax state}
+    average: Tree  # {"params": their moving average}, or {} where there is none
+
+    @property
+    def scored(self) -> Tree:
+        """The params that are evaluated: their average where there is one."""
+        return self.average["params"] if self.average else self.params
 
 
 class ModelDef(NamedTuple):
@@ -102,19 +108,22 @@ def define_model(cfg: ModelConfig, features: FeatureSpec) -> ModelDef:
 
 
 def abstract_state(
-    model: ModelDef, cfg: ModelConfig, features: FeatureSpec, optimizer: optax.GradientTransformation
+    model: ModelDef, cfg: ModelConfig, features: FeatureSpec, optimizer: optax.GradientTransformation, *, averaged: bool
 ) -> TrainState:
-    """Returns the state's shapes and dtypes as `jax.ShapeDtypeStruct`s."""
+    """Returns the state's shapes and dtypes as `jax.ShapeDtypeStruct`s; `averaged`: it holds an average of the params."""
     state: TrainState = jax.eval_shape(
-        _initializer(model, cfg, features, optimizer), jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
+        _initializer(model, cfg, features, optimizer, averaged), jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
     )
     return state
 
 
-def _initializer(model: ModelDef, cfg: ModelConfig, features: FeatureSpec, optimizer: optax.GradientTransformation) -> Any:
+def _initializer(
+    model: ModelDef, cfg: ModelConfig, features: FeatureSpec, optimizer: optax.GradientTransformation, averaged: bool
+) -> Any:
     def init(key: jax.Array) -> TrainState:
         params, tables, model_state = model.split(cfg.build(features, nnx.Rngs(key)))
-        return TrainState(jnp.int32(0), params, tables, model_state, optimizer.init({"params": params, "tables": tables}))
+        optim = optimizer.init({"params": params, "tables": tables})
+        return TrainState(jnp.int32(0), params, tables, model_state, optim, {"params": params} if averaged else {})
 
     return init
 
@@ -156,5 +165,7 @@ def create(
     seed: int,
 ) -> TrainState:
     """Returns a fresh state on the devices; `where`: the shardings of its arrays."""
-    state: TrainState = jax.jit(_initializer(model, cfg, features, optimizer), out_shardings=where)(jax.random.key(seed))
+    state: TrainState = jax.jit(_initializer(model, cfg, features, optimizer, bool(where.average)), out_shardings=where)(
+        jax.random.key(seed)
+    )
     return state

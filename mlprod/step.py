@@ -42,6 +42,7 @@ def compile_update(
     *,
     skip_bad: bool = False,
     balanced: bool = False,
+    average: float = 0.0,
 ) -> Update:
     """Returns the training step: (state, batch) -> (state after one update, sums as `pack` makes them).
 
@@ -52,6 +53,7 @@ def compile_update(
     Args:
         skip_bad: where loss or gradient are not finite, leave all as it was but the step's number.
         balanced: every class counts as much as any other, see `Objective.class_weights`.
+        average: decay of the params' moving average, which is read where the state holds one.
     """
 
     def update(state: TrainState, placed: Placed) -> tuple[TrainState, Words]:
@@ -68,10 +70,11 @@ def compile_update(
         (_, (total, weight, model_state)), gradient = jax.value_and_grad(mean_loss, has_aux=True)(trained)
         change, optim = optimizer.update(gradient, state.optim, trained)
         new = optax.apply_updates(trained, change)
+        moving = _moved(state, new["params"], average) if state.average else {}
         bad = _first_bad(total, gradient)
         if skip_bad:
-            old = (trained, state.model_state, state.optim)
-            new, model_state, optim = jax.tree.map(lambda n, o: jnp.where(bad < 0, n, o), (new, model_state, optim), old)
+            updated, old = (new, model_state, optim, moving), (trained, state.model_state, state.optim, state.average)
+            new, model_state, optim, moving = jax.tree.map(lambda n, o: jnp.where(bad < 0, n, o), updated, old)
         sums = {
             "loss": total,
             "weight": weight,
@@ -80,9 +83,15 @@ def compile_update(
             "bad": bad,
             "ids": digest(batch["row_id"]),
         }
-        return TrainState(state.step + 1, new["params"], new["tables"], model_state, optim), pack(sums)
+        return TrainState(state.step + 1, new["params"], new["tables"], model_state, optim, moving), pack(sums)
 
     return jax.jit(update, donate_argnums=0, out_shardings=(where, placement.replicated()))
+
+
+def _moved(state: TrainState, params: Any, decay: float) -> Any:
+    """Returns the average one step on. Its decay is at most (1 + t) / (10 + t) at step t, so that it forgets its start."""
+    share = 1 - jnp.minimum(decay, (1 + state.step) / (10 + state.step))
+    return {"params": optax.incremental_update(params, state.average["params"], share)}
 
 
 SUMS = np.dtype([("loss", "<f4"), ("weight", "<f4"), ("grad_norm", "<f4"), ("rate", "<f4"), ("bad", "<i4"), ("ids", "<u4", 2)])
@@ -118,7 +127,7 @@ def compile_score(model: ModelDef, placement: Placement) -> Score:
 
     def score(state: TrainState, placed: Placed) -> Sums:
         batch = model.named(placed)
-        module = model.merge(state.params, state.tables, state.model_state)
+        module = model.merge(state.scored, state.tables, state.model_state)
         outputs = module(batch)
         return batch_sums(model.objective, outputs, module.loss(outputs, batch)["loss"], batch)
 

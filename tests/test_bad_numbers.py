@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from mlprod import train as story
 from mlprod.bad_numbers import around, blamed, joined, within
 from mlprod.checkpoint.saved import SavedSteps
 from mlprod.config import Config
@@ -109,6 +110,7 @@ def stopped(cfg: Config, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patched:
         patched.setattr(LocalLog, "log", log)
+        patched.setattr(story, "LOOK_EVERY_S", 0.0)  # each step's numbers at once
         with pytest.raises(Preempted):
             trained(cfg)
 
@@ -119,8 +121,8 @@ def test_stopped_anywhere_it_ends_with_the_same_bits(
     policy: str, stops: list[int], make_config: MakeConfig, poison: Poison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each stop saves: before, at and behind the bad batches."""
-    bad = [poison[4], poison[9], poison[15]]
-    straight, cfg = (poisoned(make_config, name, bad, policy) for name in ("straight", "stopped"))
+    bad, optim = [poison[4], poison[9], poison[15]], {"average": 0.9}
+    straight, cfg = (poisoned(make_config, name, bad, policy, optim=optim) for name in ("straight", "stopped"))
     wanted = bits(trained(straight))
     for at in stops:
         stopped(cfg, at, monkeypatch)

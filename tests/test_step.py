@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mlprod.config import MeshConfig
+from mlprod.config import MeshConfig, OptimConfig
 from mlprod.data.loader import train_batches
 from mlprod.parallel.place import fetch, to_devices
-from mlprod.plan import Plan, make_plan
+from mlprod.plan import Plan, make_plan, update_of
 from mlprod.state import TrainState, create, flatten, parameter_path
-from mlprod.step import compile_update, key_for, unpack
+from mlprod.step import compile_score, compile_update, key_for, unpack
 from tests.conftest import MakeConfig
 
 
@@ -56,6 +56,28 @@ def test_a_step_is_pure_donated_and_compiled_once(plan: Plan, monkeypatch: pytes
     assert int(fetch(state.step)) == 4
     for path, leaf in flatten(state).items():
         assert leaf.sharding.is_equivalent_to(flatten(plan.where)[path], leaf.ndim), f"{path} drifted to {leaf.sharding}"
+
+
+def test_the_average_is_that_of_the_parameters(make_config: MakeConfig) -> None:
+    """Over the steps, forgetting its start; it is what is evaluated."""
+    plan = make_plan(make_config(optim=OptimConfig(peak_lr=1e-2, warmup_steps=5, average=0.8)), jax.devices()[:1])
+    update, score = update_of(plan), compile_score(plan.model, plan.placement)
+    state, expected = fresh(plan), {}
+    for step, batch in enumerate(batches(plan, 20)):
+        before = expected or {path: np.asarray(leaf, np.float64) for path, leaf in flatten(state.params).items()}
+        state, _ = update(state, batch)
+        decay = min(0.8, (1 + step) / (10 + step))
+        expected = {path: decay * before[path] + (1 - decay) * np.asarray(leaf) for path, leaf in flatten(state.params).items()}
+    average = flatten(state.average["params"])
+    assert average.keys() == expected.keys()
+    for path, leaf in average.items():
+        np.testing.assert_allclose(leaf, expected[path], rtol=1e-5, atol=1e-7)
+    alone = state._replace(params=state.average["params"], average={})
+    last = state._replace(average={})
+    batch = batches(plan, 1)[0]
+    outputs = [np.asarray(score(each, batch)["score"]) for each in (state, alone, last)]
+    np.testing.assert_array_equal(outputs[0], outputs[1])
+    assert (outputs[0] != outputs[2]).any()
 
 
 def test_every_array_is_born_where_it_lives(plan: Plan) -> None:
