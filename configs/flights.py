@@ -26,7 +26,7 @@ from mlprod.config import (
     categorical,
     numeric,
 )  # fmt: skip
-from mlprod.models.mlp import MLPConfig
+from mlprod.models.tabular import TabularConfig
 
 WEATHER = ("temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib")
 
@@ -49,7 +49,7 @@ def get_config() -> Config:
         name="flights",
         workdir="runs/flights",
         dataset="datasets/flights",
-        epochs=4.0,
+        epochs=3.0,
         etl=EtlConfig(
             source=SqlSource(
                 url="sqlite:///data/flights.db",
@@ -87,8 +87,8 @@ def get_config() -> Config:
             transform=transform,
             split=ByGroup(columns=("year", "month", "day"), eval=0.1, test=0.1),
         ),
-        model=MLPConfig(hidden=(256, 256), dropout=0.3),
-        optim=OptimConfig(peak_lr=2e-3, warmup_steps=200, weight_decay=1e-2),
+        model=TabularConfig(hidden=(128, 128), dropout=0.3),
+        optim=OptimConfig(peak_lr=4e-3, warmup_steps=200, weight_decay=0.1, average=0.99),
         loader=LoaderConfig(global_batch=1024),
         eval=EvalConfig(batch=4096, every=250),
         checkpoint=CheckpointConfig(every=250),

@@ -30,7 +30,7 @@ def layout_rows(plan: Plan) -> Iterator[tuple[str, str, str, int, bool]]:
     """Yields (path, named dims, split, bytes per device, whether every device holds it whole) of each array of the model."""
     where = flatten(plan.where)
     for path, leaf in flatten(plan.abstract).items():
-        if not parameter_path(path) or path.startswith("optim/"):
+        if not parameter_path(path) or path.startswith(("optim/", "average/")):
             continue
         names = dims_of(parameter_path(path), plan.model.dims)
         dims = " ".join(f"{name}={size}" for name, size in zip(names, leaf.shape, strict=True))
@@ -44,7 +44,7 @@ def memory_rows(now: Need) -> Iterator[tuple[str, int]]:
     yield "parameters", now.parameters
     yield "tables", now.tables
     yield "constants", now.constants
-    yield "optimizer", now.optimizer
+    yield "optimizer, average", now.optimizer
     yield "gradients", now.gradients
     yield "activations (estimate)", now.activations
     yield "batches", now.batches

@@ -8,7 +8,6 @@ Price: `verify` reads every byte, `diff` every row id, `show` one row group, `ls
 import argparse
 import datetime as dt
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -27,6 +26,7 @@ from mlprod.changes import HIDDEN
 from mlprod.compare import flatten
 from mlprod.config import Config, EtlConfig
 from mlprod.console import PhaseLines
+from mlprod.cores import num_cores
 from mlprod.errors import DamageError, DataError
 from mlprod.etl import report
 from mlprod.etl.work import holder
@@ -295,7 +295,7 @@ def _verified(store: Store, cfg: Config, published: Manifest, console: Console) 
     shards = [shard for split in published.splits.values() for shard in split]
     size = sum(shard.bytes for shard in shards)
     with PhaseLines(wanted=cfg.tracking.progress) as lines, lines.phase(f"version {published.version}", size, "MB") as phase:
-        wrong = audit.wrong_with(store, cfg.dataset, published, cfg.etl.workers or os.cpu_count() or 1, phase.add)
+        wrong = audit.wrong_with(store, cfg.dataset, published, cfg.etl.workers or num_cores(), phase.add)
     if not wrong:
         _line(
             console,

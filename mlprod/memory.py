@@ -31,7 +31,7 @@ class Need:
     parameters: int
     tables: int
     constants: int
-    optimizer: int  # and the step's number
+    optimizer: int  # with the average of the parameters and the step's number
     gradients: int
     activations: int  # an estimate
     batches: int  # in use and put on the device ahead

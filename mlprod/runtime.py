@@ -24,6 +24,7 @@ import jax
 
 from mlprod import __version__
 from mlprod.config import RuntimeConfig
+from mlprod.cores import num_cores
 from mlprod.errors import ConfigError, WorkdirError
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pyarrow")
@@ -76,7 +77,7 @@ def environment(num_devices: int) -> dict[str, Any]:
         "device_kind": jax.devices()[0].device_kind,
         "devices": num_devices,
         "processes": jax.process_count(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": num_cores(),
         "python": platform.python_version(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         **{name: version(name) for name in LIBRARIES},

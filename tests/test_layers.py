@@ -17,7 +17,7 @@ TREES = {
 
 # A module may import lower rows, those named before it in its row, and its own package. A new module needs a place here.
 ROWS = (
-    ("errors", "locks"),
+    ("cores", "errors", "locks"),
     ("hashing", "hints", "config", "validation", "compare", "recipe", "manifest", "features", "order", "ledger", "bad_numbers"),
     ("store", "console", "etl", "data", "objective", "models", "metrics", "optim", "parallel"),
     ("digest", "state", "step"),

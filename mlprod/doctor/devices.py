@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from mlprod.cores import num_cores
 from mlprod.doctor.finding import Finding
 from mlprod.doctor.programs import answer, named, openers
 from mlprod.doctor.versions import has_plugin
@@ -34,8 +35,7 @@ def look(platform: str, dev: Path = Path("/dev"), lock: Path = TPU_LOCK) -> Iter
     if any(line.stops for line in lines):
         return  # jax would wait, or say the same in many words
     if platform == "cpu" or not (gpus or chips or platform):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        yield Finding("devices", f"{'a CPU is asked for' if platform else 'no GPU and no TPU: a CPU'}, {cores} core(s)")
+        yield Finding("devices", f"{'a CPU is asked for' if platform else 'no GPU and no TPU: a CPU'}, {num_cores()} core(s)")
         return
     yield jax_devices(platform, PROBE_S)
 

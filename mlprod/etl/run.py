@@ -9,7 +9,6 @@ Price: rows are written to disk twice before they are written as Parquet, thrice
 """
 
 import json
-import os
 import shutil
 import sys
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from mlprod import compare, manifest
 from mlprod.config import Config, EtlConfig
 from mlprod.console import PhaseLines
+from mlprod.cores import num_cores
 from mlprod.errors import DataError, WorkdirError
 from mlprod.etl import infer, report, sources
 from mlprod.etl.extract import extract, plan_reading, source_columns
@@ -91,7 +91,7 @@ def _build(
     cfg: Config, key: str, identity: Identity, names: Sequence[str], work: Path, lines: PhaseLines, began: float
 ) -> Manifest:
     """Does the tasks that are left, and publishes."""
-    dataset, workers = Path(cfg.dataset), cfg.etl.workers or os.cpu_count() or 1
+    dataset, workers = Path(cfg.dataset), cfg.etl.workers or num_cores()
     check_folders(dataset)
     sweep(dataset, work)
     check_room(dataset, work, identity.expected_bytes)

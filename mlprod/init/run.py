@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlprod.config import AnyLabel, ByHash, ByTime
+from mlprod.cores import num_cores
 from mlprod.errors import DataError, UserError, WorkdirError, nearest
 from mlprod.etl import sources
 from mlprod.etl.label import described
@@ -86,7 +87,7 @@ def _split(sample: Sample, time: str) -> Any:
 def _sizes(sample: Sample, label: AnyLabel) -> Sizes:
     held_out = 0.3 if sample.num_rows < SMALL else 0.2
     there = 1 - sample.rows[label.column].null_count / sample.rows.num_rows
-    return sizes_for(int(sample.num_rows * there * (1 - held_out)))
+    return sizes_for(int(sample.num_rows * there * (1 - held_out)), num_cores())
 
 
 def _tell(path: Path, sample: Sample, label: AnyLabel, chosen: Sequence[Choice]) -> None:

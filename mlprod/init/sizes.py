@@ -1,4 +1,4 @@
-"""How large a model is, what a batch is and how long it trains: by rows."""
+"""How large a model is, what a batch is and how long it trains: by rows, and by cores where it is many rows."""
 
 import math
 from dataclasses import dataclass
@@ -7,6 +7,10 @@ from typing import Any
 from mlprod.config import CheckpointConfig, EvalConfig, LoaderConfig, OptimConfig
 from mlprod.init.literal import literal
 from mlprod.models.tabular import TabularConfig
+
+EXAMPLES_PER_CORE = 2e6  # about two minutes
+MOST_CORES = 8  # of use to so small a model
+EVAL_STEPS = 25  # between two evaluations, at least: each that is better is saved
 
 
 @dataclass(frozen=True)
@@ -38,14 +42,15 @@ class Sizes:
         checkpoint={literal(self.checkpoint)},"""
 
 
-def sizes_for(rows: int) -> Sizes:
-    """Returns sizes for so many training rows."""
+def sizes_for(rows: int, cores: int) -> Sizes:
+    """Returns sizes for so many training rows on so many cores."""
     batch = 2 ** round(math.log2(min(max(rows / 64, 32), 1024)))
     steps = max(rows // batch, 1)
-    epochs = min(max(4e6 / rows, 4.0), 60.0)
+    epochs = min(max(EXAMPLES_PER_CORE * min(cores, MOST_CORES) / rows, 4.0), 60.0)
     return Sizes(
         model=TabularConfig(), epochs=round(epochs),
-        optim=OptimConfig(peak_lr=2e-3, weight_decay=0.1, warmup_steps=100),
-        loader=LoaderConfig(global_batch=batch), eval=EvalConfig(batch=1024, every=steps, patience=15, use="best"),
+        optim=OptimConfig(peak_lr=8e-3, weight_decay=0.2, warmup_steps=100, average=0.99),
+        loader=LoaderConfig(global_batch=batch),
+        eval=EvalConfig(batch=1024, every=steps * -(-EVAL_STEPS // steps), patience=15, use="best"),
         checkpoint=CheckpointConfig(every=0, keep_last=1),
     )  # fmt: skip
