@@ -77,9 +77,19 @@ class Result:
 def read_split(cfg: Config, published: Manifest, split: str) -> Arrays:
     """Returns the stored arrays of a whole split; a column per feature in "x", numerics first."""
     reader = GroupReader(open_store(cfg.dataset), published, split)
-    groups = [reader.read(i) for i in range(len(published.group_sizes(split)))]
+    shapes = reader.shapes()
+    groups = [
+        {name: _rows(values, *shapes[name]) for name, values in reader.read(i).items()}
+        for i in range(len(published.group_sizes(split)))
+    ]
     rows = {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}
+    rows["row_id"] = rows["row_id"].view("<u8").reshape(-1)
     return rows | {"x": np.concatenate([rows["numeric"], rows["ids"]], axis=1)}
+
+
+def _rows(values: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Returns a copy of a group's rows [n, ...], of which `values` holds the bytes."""
+    return np.ascontiguousarray(values).view(dtype).reshape(-1, *shape).copy()
 
 
 def peers(num_numeric: int, num_ids: int) -> dict[str, Callable[[int], object]]:
@@ -163,7 +173,11 @@ def main() -> None:
     theirs = {name: float(results[name].log_loss.mean()) for name in made}
     loss = figure("test log loss, mlprod", mine.log_loss, "nats", None, theirs)
     publish(
-        [ratio(mine, results["logistic"], None if options.quick else {"max": 0.98}), ratio(mine, results["boosted"], None), loss],
+        [
+            ratio(mine, results["logistic"], None if options.quick else {"max": 0.98}),
+            ratio(mine, results["boosted"], None if options.quick else {"max": 1.01}),
+            loss,
+        ],
         options.json,
     )
 
