@@ -1,5 +1,6 @@
 """`mlprod init`: what is chosen for each column and why, targets of all kinds, mistakes, and two commands to a model."""
 
+import contextlib
 import json
 import sqlite3
 from collections.abc import Callable
@@ -290,6 +291,26 @@ def test_a_mistake_is_one_line_with_the_way_out(
     assert told in line
     assert line.count("\n") == 1
     assert not (tmp_path / "configs").exists()
+
+
+def test_the_sample_of_a_large_table_is_from_all_over_it(tmp_path: Path) -> None:
+    """So that the newest rows can be held out by a time that grows with the key; without a key it is the first rows."""
+    count = "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < 150000) SELECT i, i * 10 FROM c"
+    with contextlib.closing(sqlite3.connect(tmp_path / "rows.db")) as connection, connection:
+        for table, key in (("keyed", " PRIMARY KEY"), ("plain", "")):
+            connection.execute(f"CREATE TABLE {table} (i INTEGER{key}, time INTEGER)")
+            connection.execute(f"INSERT INTO {table} {count}")
+    keyed, plain = (
+        sample_of(SqlSource(url=f"sqlite:///{tmp_path / 'rows.db'}", table=table), ["i", "time"]) for table in ("keyed", "plain")
+    )
+    assert keyed.num_rows == plain.num_rows == 150_000
+    assert not keyed.whole
+    times = keyed.rows["time"].to_numpy()
+    assert len(times) == 100_000
+    assert len(np.unique(times)) == 100_000
+    assert (times[0], times[-1]) == (10, 1_500_000)
+    assert 400_000 < np.quantile(times, 0.3) < 500_000
+    assert plain.rows["time"].to_numpy().max() == 1_000_000
 
 
 @pytest.mark.parametrize("target", ["kind"])

@@ -61,6 +61,30 @@ def cut(source: SqlSource, chunk_rows: int) -> dict[str, Any]:
     return {"key": key.name, "cuts": list(cuts) if all(type(value) is int for value in cuts) else []}
 
 
+def spread(source: SqlSource, about: int, rows: int, places: int) -> tuple[Ranged, list[KeyRange]] | None:
+    """Returns a source and ranges of some `rows` rows each from all over it, read as the database has them, not in their types.
+
+    None where its table has no integer key.
+
+    Args:
+        about: rows of the source.
+        rows: of a range, about: where keys are missing it has fewer.
+        places: ranges, 2 or more.
+
+    Raises:
+        DataError: a table is missing.
+        ConnectionLost: the connection broke.
+    """
+    with reached_before(), opened(source) as (connection, tables):
+        key = integer_key(tables[source.table])
+        low, high = (None, None) if key is None else connection.execute(sa.select(sa.func.min(key), sa.func.max(key))).one()
+    if key is None or type(low) is not int or type(high) is not int:  # a SQLite column holds what it likes
+        return None
+    width = max((high - low + 1) * rows // about, 1)
+    starts = [low + (high + 1 - low - width) * i // (places - 1) for i in range(places)]
+    return Ranged(source, key.name, ()), [KeyRange(start, start + width, "") for start in starts]
+
+
 def parts(ranged: Ranged, names: Sequence[str], chunk_rows: int) -> list[Any]:
     """Returns the ranges, in the key's order; raises DataError, ConnectionLost."""
     ends = [None, *ranged.cuts, None]

@@ -1,8 +1,8 @@
 """A sample of a source: rows from all over it, with types that all of them have.
 
 Promise: the same rows for the same source; a small source is read whole.
-Price: up to `ROWS` rows as Python objects; of a large CSV file a look at its quotes. Of a database, and of packed or remote
-files, it is the first rows.
+Price: up to `ROWS` rows as Python objects; of a large CSV file a look at its quotes. Of a query, a table without an integer
+key, and of packed or remote files, it is the first rows.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from mlprod.config import Column, CsvSource, SqlSource
 from mlprod.errors import DataError
-from mlprod.etl import infer, sources
+from mlprod.etl import infer, ranges, sources
 from mlprod.etl.files import files_of, is_plain
 from mlprod.etl.schema import Loose, cast
 from mlprod.etl.sql import sql_count
@@ -39,9 +39,9 @@ def sample_of(source: Any, names: Sequence[str], words: str = "") -> Sample:
         DataError: it cannot be read, or has no rows.
     """
     values: dict[str, list[Any]] = {name: [] for name in names}
-    about, spread = _about(source), _can_spread(source)
+    about = _about(source)
     whole = about <= ROWS
-    for chunk in _everywhere(source, names) if spread and not whole else _first(source, names):
+    for chunk in _first(source, names) if whole else _everywhere(source, names, about):
         for name in names:
             values[name] += _objects(chunk, name)
     found = len(values[names[0]])
@@ -60,21 +60,27 @@ def _about(source: Any) -> int:
     return sources.extent(source)[2]
 
 
-def _can_spread(source: Any) -> bool:
-    """Whether parts of a source can be read on their own as it is."""
-    if isinstance(source, SqlSource):
-        return False
-    encoding = source.encoding if isinstance(source, CsvSource) else "utf-8"
-    return all(not is_remote(name) and is_plain(name, encoding) for name in files_of(source.path))
-
-
-def _everywhere(source: Any, names: Sequence[str]) -> Iterator[pa.Table | Loose]:
-    """Yields the first rows of parts that lie all over the source."""
+def _everywhere(source: Any, names: Sequence[str], about: int) -> Iterator[pa.Table | Loose]:
+    """Yields the first rows of parts that lie all over the source, or of the source where it has no such parts."""
     each, columns = ROWS // PLACES, [Column(name=name, type="string") for name in names]
+    found = _places(source, names, about, each)
+    if found is None:
+        yield from _first(source, names)
+        return
+    for part in found[1]:
+        yield from _some(sources.read(found[0], part, columns, each), each)
+
+
+def _places(source: Any, names: Sequence[str], about: int, each: int) -> tuple[Any, list[Any]] | None:
+    """Returns a source and up to `PLACES` parts of it that can be read on their own, as it is."""
+    if isinstance(source, SqlSource):
+        return None if source.query else ranges.spread(source, about, each, PLACES)
+    encoding = source.encoding if isinstance(source, CsvSource) else "utf-8"
+    if any(is_remote(name) or not is_plain(name, encoding) for name in files_of(source.path)):
+        return None
     parts = sources.parts(source, names, each)
     step = max(len(parts) / PLACES, 1.0)
-    for i in range(min(PLACES, len(parts))):
-        yield from _some(sources.read(source, parts[int(i * step)], columns, each), each)
+    return source, [parts[int(i * step)] for i in range(min(PLACES, len(parts)))]
 
 
 def _some(chunks: Iterator[pa.Table | Loose], rows: int) -> Iterator[pa.Table | Loose]:
