@@ -307,6 +307,7 @@ class OptimConfig:
     b1: float = knob(0.9, "decay of the first moment", low=0.0, high=BELOW_ONE)
     b2: float = knob(0.999, "decay of the second moment", low=0.0, high=BELOW_ONE)
     clip_norm: float = knob(1.0, "of the global gradient; inf: no clipping", low=0.0)
+    microbatches: int = knob(1, "parts of a batch that are computed one after another, their gradients added up", low=1)
     average: float = knob(
         0.0, "decay a step of a moving average of the parameters, which is what is evaluated; tables as they are; 0: none",
         rule=MUST, low=0.0, high=BELOW_ONE,

@@ -62,9 +62,12 @@ def need(plan: Plan) -> Need:
         ConfigError: the model fails on a batch of the dataset.
     """
     parts = _state_bytes(plan.abstract, plan.where)
-    ahead = 1 + plan.cfg.loader.on_device
+    ahead, copies = (
+        1 + plan.cfg.loader.on_device,
+        1 + (plan.cfg.optim.microbatches > 1),
+    )  # of the gradient: a sum and what is added
     return Need(
-        **parts, gradients=parts["parameters"] + parts["tables"],
+        **parts, gradients=copies * (parts["parameters"] + parts["tables"]),
         activations=activation_bytes(plan), batches=ahead * batch_bytes(plan, plan.order.global_batch),
     )  # fmt: skip
 
@@ -94,7 +97,7 @@ def batch_bytes(plan: Plan, num_rows: int) -> int:
 
 def activation_bytes(plan: Plan) -> int:
     """Returns the bytes on one device of what the backward pass keeps: what grows with the batch, from two sizes of it."""
-    size = plan.order.global_batch
+    size = plan.order.global_batch // plan.cfg.optim.microbatches
     kept = _kept_bytes(plan, 2 * size) - _kept_bytes(plan, size)
     return kept // _batch_parts(plan)
 
@@ -143,6 +146,10 @@ def savings(plan: Plan, now: Need) -> Iterator[Saving]:
         if saved > 0:
             yield Saving("config.mesh.layout=fsdp, data=1, fsdp=-1: parameters split over all devices of a slice", saved)
     on_device, size = 1 + plan.cfg.loader.on_device, plan.order.global_batch
+    more = 2 * plan.cfg.optim.microbatches
+    less = now.activations // 2 - (now.gradients if more == 2 else 0)
+    if size % (more * _batch_parts(plan)) == 0 and less > 0:
+        yield Saving(f"config.optim.microbatches={more}: the same batch in smaller parts, slower", less)
     if size % (2 * _batch_parts(plan)) == 0:
         batches = on_device * (batch_bytes(plan, size) - batch_bytes(plan, size // 2))
         yield Saving(f"config.loader.global_batch={size // 2}, half of it: another run", now.activations // 2 + batches)

@@ -62,7 +62,7 @@ def update_of(plan: Plan) -> Update:
     balanced, skip_bad = plan.cfg.loss.class_weight == "balanced", plan.cfg.bad_numbers.policy == "skip"
     return compile_update(
         plan.model, plan.optimizer, plan.rate, plan.cfg.seed, plan.where, plan.placement,
-        skip_bad=skip_bad, balanced=balanced, average=plan.cfg.optim.average,
+        skip_bad=skip_bad, balanced=balanced, average=plan.cfg.optim.average, microbatches=plan.cfg.optim.microbatches,
     )  # fmt: skip
 
 
@@ -150,4 +150,16 @@ def make_plan(cfg: Config, devices: Sequence[jax.Device]) -> Plan:
             placement.batch(batch)
         except LayoutError as error:
             raise LayoutError(f"config.{field}={batch}: {error}") from error
+    _check_microbatches(cfg, placement)
     return plan
+
+
+def _check_microbatches(cfg: Config, placement: Placement) -> None:
+    """Raises ConfigError, LayoutError where the microbatches do not divide the batch, or the devices not a microbatch."""
+    parts, size = cfg.optim.microbatches, cfg.loader.global_batch
+    if size % parts:
+        raise ConfigError(f"config.optim.microbatches={parts} does not divide config.loader.global_batch={size}")
+    try:
+        placement.batch(size // parts)
+    except LayoutError as error:
+        raise LayoutError(f"config.optim.microbatches={parts} of config.loader.global_batch={size}: {error}") from error

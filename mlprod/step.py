@@ -6,6 +6,7 @@ Price: that of a bare `jax.jit` over a dict of arrays; the state's buffers are d
 
 import zlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from mlprod.digest import digest
 from mlprod.metrics import batch_sums
+from mlprod.models.protocol import Batch
 from mlprod.parallel.layouts import Placement
 from mlprod.state import ModelDef, TrainState, flatten
 
@@ -24,6 +27,7 @@ Words = jax.Array  # a step's sums as one array
 Placed = Mapping[str, jax.Array]  # a batch as the loader makes it, on the devices: one "ids" for all categorical features
 Update = Callable[[TrainState, Placed], tuple[TrainState, Words]]
 Score = Callable[[TrainState, Placed], Sums]
+Summed = Callable[[dict[str, Any], Any, Batch, jax.Array], tuple[jax.Array, Any]]  # (sum, (weight, model state)) of a loss
 
 
 def key_for(seed: int, step: jax.Array, name: str) -> jax.Array:
@@ -43,6 +47,7 @@ def compile_update(
     skip_bad: bool = False,
     balanced: bool = False,
     average: float = 0.0,
+    microbatches: int = 1,
 ) -> Update:
     """Returns the training step: (state, batch) -> (state after one update, sums as `pack` makes them).
 
@@ -54,20 +59,23 @@ def compile_update(
         skip_bad: where loss or gradient are not finite, leave all as it was but the step's number.
         balanced: every class counts as much as any other, see `Objective.class_weights`.
         average: decay of the params' moving average, which is read where the state holds one.
+        microbatches: parts of the batch that are computed one after another, see `_in_parts`.
     """
+
+    def summed(trained: dict[str, Any], model_state: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
+        weighed = {**batch, "weight": batch["weight"] * model.objective.class_weights(batch["label"])} if balanced else batch
+        module = model.merge(trained["params"], trained["tables"], model_state)
+        total, weight = module.loss(module(batch, rngs=nnx.Rngs(dropout=key)), weighed)["loss"]
+        return total, (weight, model.split(module)[2])
+
+    gradient_of = partial(_in_parts, summed, microbatches, placement) if microbatches > 1 else partial(_at_once, summed)
 
     def update(state: TrainState, placed: Placed) -> tuple[TrainState, Words]:
         batch = model.named(placed)
-        weighed = {**batch, "weight": batch["weight"] * model.objective.class_weights(batch["label"])} if balanced else batch
-
-        def mean_loss(trained: dict[str, Any]) -> tuple[jax.Array, Any]:
-            rngs = nnx.Rngs(dropout=key_for(seed, state.step, "dropout"))
-            module = model.merge(trained["params"], trained["tables"], state.model_state)
-            total, weight = module.loss(module(batch, rngs=rngs), weighed)["loss"]
-            return total / weight, (total, weight, model.split(module)[2])
-
         trained = {"params": state.params, "tables": state.tables}
-        (_, (total, weight, model_state)), gradient = jax.value_and_grad(mean_loss, has_aux=True)(trained)
+        total, weight, model_state, gradient = gradient_of(
+            trained, state.model_state, batch, key_for(seed, state.step, "dropout")
+        )
         change, optim = optimizer.update(gradient, state.optim, trained)
         new = optax.apply_updates(trained, change)
         moving = _moved(state, new["params"], average) if state.average else {}
@@ -86,6 +94,55 @@ def compile_update(
         return TrainState(state.step + 1, new["params"], new["tables"], model_state, optim, moving), pack(sums)
 
     return jax.jit(update, donate_argnums=0, out_shardings=(where, placement.replicated()))
+
+
+def _at_once(
+    summed: Summed, trained: dict[str, Any], model_state: Any, batch: Batch, key: jax.Array
+) -> tuple[jax.Array, jax.Array, Any, Any]:
+    """Returns (sum of the losses, their weight, model state, gradient of the mean loss) of a batch."""
+
+    def mean_loss(trained: dict[str, Any]) -> tuple[jax.Array, Any]:
+        total, (weight, after) = summed(trained, model_state, batch, key)
+        return total / weight, (total, weight, after)
+
+    (_, (total, weight, after)), gradient = jax.value_and_grad(mean_loss, has_aux=True)(trained)
+    return total, weight, after, gradient
+
+
+def _in_parts(
+    summed: Summed,
+    microbatches: int,
+    placement: Placement,
+    trained: dict[str, Any],
+    model_state: Any,
+    batch: Batch,
+    key: jax.Array,
+) -> tuple[jax.Array, jax.Array, Any, Any]:
+    """Returns what `_at_once` does, of microbatches one after another: with the activations of one of them.
+
+    Microbatch m has the rows m, m + M, m + 2M, ... of the batch: of those on each device as many, so that none moves. Its random
+    key is folded from m. Sums of losses and of gradients are added up, and divided by the whole weight at the end.
+    """
+
+    def strided(rows: jax.Array) -> jax.Array:
+        size = rows.shape[0] // microbatches
+        parts = rows.reshape(size, microbatches, *rows.shape[1:]).swapaxes(0, 1)
+        spec = PartitionSpec(None, *placement.batch(size).spec, *(None,) * (rows.ndim - 1))
+        placed: jax.Array = jax.lax.with_sharding_constraint(parts, NamedSharding(placement.mesh, spec))
+        return placed
+
+    def add(carry: Any, part: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+        before, model_state = carry
+        m, rows = part
+        (total, (weight, after)), gradient = jax.value_and_grad(summed, has_aux=True)(
+            trained, model_state, rows, jax.random.fold_in(key, m)
+        )
+        return (jax.tree.map(jnp.add, before, (total, weight, gradient)), after), None
+
+    none = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, trained))
+    parts = jnp.arange(microbatches), jax.tree.map(strided, dict(batch))
+    ((total, weight, gradient), after), _ = jax.lax.scan(add, (none, model_state), parts)
+    return total, weight, after, jax.tree.map(lambda g: g / weight, gradient)
 
 
 def _moved(state: TrainState, params: Any, decay: float) -> Any:

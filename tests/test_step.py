@@ -1,5 +1,7 @@
 """The step: pure, compiled once, donated, keyed by (seed, step), and never walking nnx's graph."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,11 +10,16 @@ from flax import nnx
 
 from mlprod.config import MeshConfig, OptimConfig
 from mlprod.data.loader import train_batches
+from mlprod.errors import ConfigError, LayoutError
+from mlprod.models.mlp import MLPConfig
+from mlprod.models.tabular import TabularConfig
 from mlprod.parallel.place import fetch, to_devices
 from mlprod.plan import Plan, make_plan, update_of
 from mlprod.state import TrainState, create, flatten, parameter_path
 from mlprod.step import compile_score, compile_update, key_for, unpack
 from tests.conftest import MakeConfig
+
+FAMILIES = {"mlp": MLPConfig(hidden=(16, 16), dropout=0.0), "tabular": TabularConfig(hidden=(16, 16), members=4, bins=8)}
 
 
 @pytest.fixture(params=["one device", "eight devices"])
@@ -78,6 +85,51 @@ def test_the_average_is_that_of_the_parameters(make_config: MakeConfig) -> None:
     outputs = [np.asarray(score(each, batch)["score"]) for each in (state, alone, last)]
     np.testing.assert_array_equal(outputs[0], outputs[1])
     assert (outputs[0] != outputs[2]).any()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=(1,)), MeshConfig(fsdp=(4,), data=2)], ids=["one device", "eight devices"])
+def test_microbatches_are_the_batch(make_config: MakeConfig, family: str, mesh: MeshConfig) -> None:
+    """Without dropout: the same losses, gradient norms and parameters, within rounding, weights and classes included."""
+    cfg = make_config(mesh=mesh, model=dataclasses.replace(FAMILIES[family], dropout=0.0), loss={"class_weight": "balanced"})
+    devices = jax.devices()[: 1 if mesh.fsdp == (1,) else 8]
+    ends = []
+    for parts in (1, 4):
+        plan = make_plan(dataclasses.replace(cfg, optim=dataclasses.replace(cfg.optim, microbatches=parts)), devices)
+        update, state, told = update_of(plan), fresh(plan), []
+        for batch in batches(plan, 5):
+            state, sums = update(state, {**batch, "weight": batch["weight"] * (batch["label"] + 0.5)})
+            told.append(unpack(fetch(sums)))
+        ends.append((told, flatten(state.params)))
+    for whole, parts in zip(*(told for told, _ in ends), strict=True):
+        for name in ("loss", "weight", "grad_norm"):
+            assert parts[name] == pytest.approx(whole[name], rel=1e-5)
+        assert (parts["ids"] == whole["ids"]).all()
+    for path, leaf in ends[0][1].items():
+        np.testing.assert_allclose(np.asarray(ends[1][1][path]), np.asarray(leaf), rtol=1e-3, atol=1e-5)
+
+
+def test_each_microbatch_has_its_own_dropout(make_config: MakeConfig) -> None:
+    """Rows m, m + 4, ... of the batch, under the step's key folded with m."""
+    plan = make_plan(make_config(model={"dropout": 0.5}, optim={"microbatches": 4}), jax.devices()[:1])
+    state, batch = fresh(plan), batches(plan, 1)[0]
+    named = plan.model.named(batch)
+    expected = []
+    for m in range(4):
+        key = jax.random.fold_in(key_for(plan.cfg.seed, jnp.int32(0), "dropout"), m)
+        module = plan.model.merge(state.params, state.tables, state.model_state)
+        rows = {name: values[m::4] for name, values in named.items()}
+        expected.append(float(module.loss(module(rows, rngs=nnx.Rngs(dropout=key)), rows)["loss"][0]))
+    _, sums = update_of(plan)(state, batch)
+    assert float(unpack(fetch(sums))["loss"]) == pytest.approx(sum(expected), rel=1e-6)
+
+
+def test_microbatches_must_divide(make_config: MakeConfig) -> None:
+    """The batch, and each of them over the devices."""
+    with pytest.raises(ConfigError, match=r"config.optim.microbatches=5 does not divide config.loader.global_batch=64"):
+        make_plan(make_config(optim={"microbatches": 5}), jax.devices()[:1])
+    with pytest.raises(LayoutError, match=r"config.optim.microbatches=16 of config.loader.global_batch=64: a batch of 4"):
+        make_plan(make_config(optim={"microbatches": 16}), jax.devices())
 
 
 def test_every_array_is_born_where_it_lives(plan: Plan) -> None:

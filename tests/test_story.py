@@ -17,6 +17,7 @@ from mlprod.config import Config, MeshConfig
 from mlprod.data.reader import GroupReader
 from mlprod.etl import sources
 from mlprod.etl.extract import source_columns
+from mlprod.models.tabular import TabularConfig
 from mlprod.plan import make_plan
 from mlprod.predict import model_arrays, typed_rows
 from mlprod.report import past
@@ -84,10 +85,13 @@ def test_golden_ids_and_losses(trained: Config) -> None:
     assert [x["values"]["loss"][0] for x in lines] == pytest.approx(golden["losses"][line], rel=1e-6)
 
 
-@pytest.fixture(scope="module")
-def one(csv: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+@pytest.fixture(scope="module", params=["mlp", "tabular"])
+def one(request: pytest.FixtureRequest, csv: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     """Twenty steps on one device."""
     cfg = smoke_config(csv, dataset, tmp_path_factory.mktemp("one") / "run", steps=20)
+    if request.param == "tabular":
+        tabular = TabularConfig(hidden=(16, 16), members=4, bins=8, dropout=0.1)
+        cfg = dataclasses.replace(cfg, model=tabular, optim=dataclasses.replace(cfg.optim, average=0.9))
     train(cfg, jax.devices()[:1])
     return cfg
 
@@ -106,7 +110,7 @@ def one(csv: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> C
 )
 def test_layouts_equal_one_device(mesh: MeshConfig, one: Config, make_config: MakeConfig) -> None:
     """Twenty steps on 8 devices: losses within 1e-5 of one device's, the same examples, equal counts."""
-    cfg = make_config(steps=20, mesh=mesh)
+    cfg = make_config(steps=20, mesh=mesh, model=one.model, optim=one.optim)
     train(cfg, jax.devices())
     assert losses(Path(cfg.workdir)) == pytest.approx(losses(Path(one.workdir)), rel=1e-5)
     both = [[line["ids"] for line in read_log(Path(c.workdir))] for c in (cfg, one)]
