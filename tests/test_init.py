@@ -28,6 +28,7 @@ from mlprod.config import (
     SqlSource,
 )
 from mlprod.etl.sample import sample_of
+from mlprod.init.sizes import sizes_for
 from mlprod.init.target import label_of
 from mlprod.recipe import run_file
 from mlprod.tracking import read_log
@@ -291,6 +292,19 @@ def test_a_mistake_is_one_line_with_the_way_out(
     assert told in line
     assert line.count("\n") == 1
     assert not (tmp_path / "configs").exists()
+
+
+def test_sizes_follow_rows_and_cores() -> None:
+    """Many rows are seen as often as the cores allow; evaluations are some steps apart, after whole epochs."""
+    assert sizes_for(1000, 2) == sizes_for(1000, 64)
+    two, eight, many = (sizes_for(1_000_000, cores) for cores in (2, 8, 64))
+    assert two.epochs == 4
+    assert two.epochs < eight.epochs == many.epochs
+    for rows in (10, 100, 3000, 10**6):
+        found = sizes_for(rows, 2)
+        steps = max(rows // found.loader.global_batch, 1)
+        assert found.eval.every >= 25
+        assert found.eval.every % steps == 0
 
 
 def test_the_sample_of_a_large_table_is_from_all_over_it(tmp_path: Path) -> None:
