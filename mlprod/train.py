@@ -41,7 +41,7 @@ from mlprod.step import Score, Words, compile_score, gradient_paths, unpack
 from mlprod.tracking import Record, Trackers, open_trackers
 
 FAST_STEPS = 3
-LOOK_EVERY_S = 0.1  # how late a step's numbers are looked at
+LOOK_EVERY_S, LOOK_AT_MOST = 0.1, 64  # how late a step's numbers are looked at, and after how many steps
 
 
 def train(cfg: Config, devices: Sequence[jax.Device]) -> TrainState:
@@ -187,7 +187,7 @@ class Late:
     def report(self, step: int, position: int, sums: Words, rows: Rows) -> None:
         """Takes the sums and this process's rows of the step just dispatched; fetches those of the step before."""
         self._fetch((step, position, sums, rows))
-        if time.monotonic() - self._looked >= LOOK_EVERY_S:
+        if len(self._fetched) >= LOOK_AT_MOST or time.monotonic() - self._looked >= LOOK_EVERY_S:
             self._look()
 
     def flush(self) -> None:
