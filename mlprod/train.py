@@ -108,11 +108,16 @@ def _loop(
     step, after, saved = run.step, run.next_example, run.step or -1
     over = early_stop.is_over(run.progress, cfg)
     left = 0 if over else plan.steps - step
+
+    def stopped_waiting() -> bool:
+        late.look()  # nothing else to do while data is late
+        return stop.requested and agreed.alone
+
     positions = drawn_positions(after, left, plan.order.global_batch, joined((*cfg.loader.skip, *run.skipped)))
     with _batches(plan, positions, line) as batches:
         for position in positions:
             with ledger.spent("data wait"):
-                drawn = batches.draw(unless=lambda: stop.requested and agreed.alone)
+                drawn = batches.draw(unless=stopped_waiting)
             if drawn is None:
                 break
             with ledger.spent("compile" if step == run.step else "step"):
@@ -188,12 +193,12 @@ class Late:
         """Takes the sums and this process's rows of the step just dispatched; fetches those of the step before."""
         self._fetch((step, position, sums, rows))
         if len(self._fetched) >= LOOK_AT_MOST or time.monotonic() - self._looked >= LOOK_EVERY_S:
-            self._look()
+            self.look()
 
     def flush(self) -> None:
         """Logs the sums of all steps, waiting for the last one."""
         self._fetch(None)
-        self._look()
+        self.look()
 
     def _fetch(self, pending: tuple[int, int, Words, Rows] | None) -> None:
         before, self._pending = self._pending, pending
@@ -201,7 +206,8 @@ class Late:
             step, position, sums, rows = before
             self._fetched.append((step, position, fetch(sums), rows))
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Logs the sums that were fetched."""
         fetched, self._fetched, self._looked = self._fetched, [], time.monotonic()
         for step, position, words, rows in fetched:
             self._log(step, position, words, rows)
