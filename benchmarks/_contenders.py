@@ -118,7 +118,7 @@ def mlprod_unchecked(job: Job) -> Callable[[], Counts]:
         reader._store.read_into(shard.path, start, data.data)
         return data
 
-    GroupReader._checked = unchecked  # type: ignore[method-assign]
+    GroupReader._checked = unchecked  # type: ignore[method-assign] # the contender is this very change
     return mlprod_loader(job)
 
 

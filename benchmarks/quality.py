@@ -106,9 +106,9 @@ def peers(num_numeric: int, num_ids: int) -> dict[str, Callable[[int], object]]:
 def fit_peer(result: Result, model: object, rows: dict[str, Arrays]) -> None:
     """Fits a model of scikit-learn and takes its metrics."""
     with result.timed():
-        model.fit(rows["train"]["x"], rows["train"]["label"])  # type: ignore[attr-defined]
+        model.fit(rows["train"]["x"], rows["train"]["label"])  # type: ignore[attr-defined] # one of `peers`: scikit-learn has no protocol
     for split in SCORED:
-        label, score = rows[split]["label"], model.predict_proba(rows[split]["x"])[:, 1]  # type: ignore[attr-defined]
+        label, score = rows[split]["label"], model.predict_proba(rows[split]["x"])[:, 1]  # type: ignore[attr-defined] # as above
         auc, accuracy = roc_auc_score(label, score), accuracy_score(label, score > 0.5)
         result.add(split, {"log_loss": log_loss(label, score), "auc": auc, "accuracy": accuracy})
 

@@ -44,7 +44,7 @@ TPU_COMPILER_ONLY = {  # for a process that compiles for TPUs and has none
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
+    def error(self, message: str) -> None:  # type: ignore[override] # the base ends the process, this raises
         raise UserError(f"{message}; try `{self.prog} --help`")
 
 

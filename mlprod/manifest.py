@@ -163,6 +163,7 @@ def checksum(body: Mapping[str, Any]) -> str:
 
 
 def _build(cls: Callable[..., Any], body: Mapping[str, Any], **changed: Any) -> Any:
+    # `cls` is one of this module's dataclasses, which no type can say of a callable.
     return cls(**{**{f.name: body[f.name] for f in dataclasses.fields(cls)}, **changed})  # type: ignore[arg-type]
 
 

@@ -62,10 +62,8 @@ def need(plan: Plan) -> Need:
         ConfigError: the model fails on a batch of the dataset.
     """
     parts = _state_bytes(plan.abstract, plan.where)
-    ahead, copies = (
-        1 + plan.cfg.loader.on_device,
-        1 + (plan.cfg.optim.microbatches > 1),
-    )  # of the gradient: a sum and what is added
+    ahead = 1 + plan.cfg.loader.on_device
+    copies = 2 if plan.cfg.optim.microbatches > 1 else 1  # of the gradient: the sum, and what is added to it
     return Need(
         **parts, gradients=copies * (parts["parameters"] + parts["tables"]),
         activations=activation_bytes(plan), batches=ahead * batch_bytes(plan, plan.order.global_batch),

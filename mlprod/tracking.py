@@ -124,6 +124,7 @@ class Wandb:
         )  # fmt: skip
         given: dict[str, Any] = {"project": cfg.project, "id": run_id, "name": name, "dir": str(workdir), "config": dict(config)}
         try:
+            # `mode` is one of the four that W&B declares as literals: the config checks it.
             self._run = wandb.init(mode=mode, resume="allow", settings=settings, **given)  # type: ignore[arg-type]
         except wandb.Error as error:
             print(f"mlprod: W&B cannot be reached ({error}); logging offline", file=sys.stderr)

@@ -327,6 +327,17 @@ def test_the_sample_of_a_large_table_is_from_all_over_it(tmp_path: Path) -> None
     assert plain.rows["time"].to_numpy().max() == 1_000_000
 
 
+def test_a_wide_gap_in_the_keys_leaves_the_sample_whole(tmp_path: Path) -> None:
+    """All rows but one lie in the first of the ranges: then it is the first rows, as many as ever."""
+    count = "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < 150000) SELECT i, i FROM c"
+    with contextlib.closing(sqlite3.connect(tmp_path / "rows.db")) as connection, connection:
+        connection.execute("CREATE TABLE t (i INTEGER PRIMARY KEY, x INTEGER)")
+        connection.execute(f"INSERT INTO t {count}")
+        connection.execute("INSERT INTO t VALUES (1000000000000, 1)")
+    sample = sample_of(SqlSource(url=f"sqlite:///{tmp_path / 'rows.db'}", table="t"), ["i", "x"])
+    assert sample.rows.num_rows == 100_000
+
+
 @pytest.mark.parametrize("target", ["kind"])
 def test_two_commands_make_a_model(init: Init, table: pa.Table, tmp_path: Path, target: str) -> None:
     """Far better than a constant in 15 epochs; then evaluated on test rows and asked for predictions."""

@@ -131,6 +131,7 @@ def csv_chunks(
     rows = islice(_csv_rows(path, delimiter, start, stop, encoding), 0 if start else 1, None)
     while batch := list(islice(rows, chunk_rows)):
         broken = {i: f"has {len(f)} fields, the header {len(header)}" for i, (_, f) in enumerate(batch) if len(f) != len(header)}
+        # mypy takes both kinds of row for list[None].
         whole: list[list[str | None]] = [[None] * len(header) if i in broken else f for i, (_, f) in enumerate(batch)]  # type: ignore[misc]
         columns = {name: [None if row[j] in NULLS else row[j] for row in whole] for name, j in zip(names, at, strict=True)}
         lines = [line for line, _ in batch]

@@ -61,10 +61,10 @@ def cut(source: SqlSource, chunk_rows: int) -> dict[str, Any]:
     return {"key": key.name, "cuts": list(cuts) if all(type(value) is int for value in cuts) else []}
 
 
-def spread(source: SqlSource, about: int, rows: int, places: int) -> tuple[Ranged, list[KeyRange]] | None:
+def spread(source: SqlSource, about: int, rows: int, places: int) -> tuple[Ranged, list[KeyRange]]:
     """Returns a source and ranges of some `rows` rows each from all over it, read as the database has them, not in their types.
 
-    None where its table has no integer key.
+    No ranges where its table has no integer key.
 
     Args:
         about: rows of the source.
@@ -79,7 +79,7 @@ def spread(source: SqlSource, about: int, rows: int, places: int) -> tuple[Range
         key = integer_key(tables[source.table])
         low, high = (None, None) if key is None else connection.execute(sa.select(sa.func.min(key), sa.func.max(key))).one()
     if key is None or type(low) is not int or type(high) is not int:  # a SQLite column holds what it likes
-        return None
+        return Ranged(source, "", ()), []
     width = max((high - low + 1) * rows // about, 1)
     starts = [low + (high + 1 - low - width) * i // (places - 1) for i in range(places)]
     return Ranged(source, key.name, ()), [KeyRange(start, start + width, "") for start in starts]

@@ -61,23 +61,21 @@ def _about(source: Any) -> int:
 
 
 def _everywhere(source: Any, names: Sequence[str], about: int) -> Iterator[pa.Table | Loose]:
-    """Yields the first rows of parts that lie all over the source, or of the source where it has no such parts."""
+    """Yields the first rows of parts that lie all over the source; those of the source where it has no such parts, or where
+    nearly all of them are empty, as ranges of a key with a wide gap are."""
     each, columns = ROWS // PLACES, [Column(name=name, type="string") for name in names]
-    found = _places(source, names, about, each)
-    if found is None:
-        yield from _first(source, names)
-        return
-    for part in found[1]:
-        yield from _some(sources.read(found[0], part, columns, each), each)
+    readable, parts = _places(source, names, about, each)
+    found = [chunk for part in parts for chunk in _some(sources.read(readable, part, columns, each), each)]
+    yield from found if sum(chunk.num_rows for chunk in found) >= 2 * each else _first(source, names)
 
 
-def _places(source: Any, names: Sequence[str], about: int, each: int) -> tuple[Any, list[Any]] | None:
-    """Returns a source and up to `PLACES` parts of it that can be read on their own, as it is."""
+def _places(source: Any, names: Sequence[str], about: int, each: int) -> tuple[Any, list[Any]]:
+    """Returns a source and up to `PLACES` parts of it that can be read on their own, as it is; none where it has no such."""
     if isinstance(source, SqlSource):
-        return None if source.query else ranges.spread(source, about, each, PLACES)
+        return (source, []) if source.query else ranges.spread(source, about, each, PLACES)
     encoding = source.encoding if isinstance(source, CsvSource) else "utf-8"
     if any(is_remote(name) or not is_plain(name, encoding) for name in files_of(source.path)):
-        return None
+        return source, []
     parts = sources.parts(source, names, each)
     step = max(len(parts) / PLACES, 1.0)
     return source, [parts[int(i * step)] for i in range(min(PLACES, len(parts)))]

@@ -8,7 +8,7 @@ from mlprod.config import CheckpointConfig, EvalConfig, LoaderConfig, OptimConfi
 from mlprod.init.literal import literal
 from mlprod.models.tabular import TabularConfig
 
-EXAMPLES_PER_CORE = 2e6  # about two minutes
+EXAMPLES_PER_CORE = 2e6  # some three minutes of two cores, where columns are few
 MOST_CORES = 8  # of use to so small a model
 EVAL_STEPS = 25  # between two evaluations, at least: each that is better is saved
 

@@ -51,6 +51,6 @@ def broken_reader(argv: Sequence[str], output: str, good_reads: int, fault: str,
             time.sleep(600.0 if fault == "hang" else 0.4)
         return real(self, group)
 
-    GroupReader.read = read  # type: ignore[method-assign]
+    GroupReader.read = read  # type: ignore[method-assign] # the bug
     place.WAITING_EVERY_S = waiting_every_s
     command(argv, output)

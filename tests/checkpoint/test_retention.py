@@ -231,7 +231,7 @@ def test_saves_that_overlap_are_read_back(plan: Plan, tmp_path: Path) -> None:
     """Where each save begins before the one before is written, older steps go all the same."""
     with Store(tmp_path, CheckpointConfig(keep_last=1)) as store:
         for step in range(1, 9):
-            store._manager.is_saving_in_progress = lambda: True  # type: ignore[method-assign]
+            store._manager.is_saving_in_progress = lambda: True  # type: ignore[method-assign] # a save that never ends
             save(store, plan, step)
             while store._reading is not None and not store._reading[1].done():
                 time.sleep(0.005)
