@@ -132,6 +132,15 @@ class JsonLinesSource:
 
 
 @dataclass(kw_only=True, slots=True)
+class TextSource:
+    """Documents of text files, in UTF-8: rows of the columns `text` and `file`, the file's name."""
+
+    path: str = knob(doc="file, folder, pattern such as books/*.txt, or address (s3://, gs://; of a folder, ending with /)")
+    separator: str = knob("", "between two documents, such as \\n for a document a line; '': a file is one", rule=DATA)
+    max_bytes: int = knob(1 << 16, "a longer document becomes several, cut at a line's end", unit="bytes", rule=DATA, low=64)
+
+
+@dataclass(kw_only=True, slots=True)
 class Lookup:
     """A small CSV table held in memory, whose columns are added to the rows by a unique key."""
 
@@ -179,7 +188,30 @@ class Classes:
     type: str = knob("string", "of the column", rule=DATA, choices=LABEL_TYPES)
 
 
-AnyLabel = Label | Equals | Number | Classes
+@dataclass(kw_only=True, slots=True)
+class Bytes:
+    """The tokens of a text are the bytes of its UTF-8, and 256, the end of a document."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TokenizerFile:
+    """A trained tokenizer as the library `tokenizers` saves it."""
+
+    path: str = knob(doc="tokenizer.json; its content counts, wherever it lies")
+    end: str = knob("<|endoftext|>", "its token for the end of a document", rule=DATA)
+
+
+@dataclass(kw_only=True, slots=True)
+class NextToken:
+    """What is learned: each next token of the texts in `column`, packed into rows of `length`."""
+
+    task: ClassVar[str] = "tokens"
+    column: str = knob("text", "of texts, a document a row", rule=DATA)
+    length: int = knob(512, "that a model sees of a row", unit="tokens", rule=DATA, low=1, high=1 << 20)
+    tokenizer: Bytes | TokenizerFile = knob(Bytes, "text to tokens", rule=DATA)
+
+
+AnyLabel = Label | Equals | Number | Classes | NextToken
 
 
 @dataclass(kw_only=True, slots=True)
@@ -229,10 +261,10 @@ def no_transform(chunk: Any) -> Any:
 class EtlConfig:
     """From rows to a dataset. Fields with rule `data` decide its content; the others only how it is made."""
 
-    source: SqlSource | CsvSource | ParquetSource | JsonLinesSource = knob(doc="where the rows come from", rule=DATA)
+    source: SqlSource | CsvSource | ParquetSource | JsonLinesSource | TextSource = knob(doc="where the rows come from", rule=DATA)
     lookups: tuple[Lookup, ...] = knob((), "small tables joined in memory", rule=DATA)
     columns: tuple[Column, ...] = knob(doc="what is extracted or derived; anything else is left in the source", rule=DATA)
-    label: Label | Equals | Number | Classes = knob(doc="what is learned", rule=DATA)
+    label: Label | Equals | Number | Classes | NextToken = knob(doc="what is learned", rule=DATA)
     key: tuple[str, ...] = knob((), "columns that identify a row; predictions carry them", rule=DATA)
     transform: Hook = knob(no_transform, "row-wise hook: pandas chunk in, pandas chunk with the derived columns out", rule=DATA)
     bad_rows: str = knob(
@@ -266,6 +298,7 @@ METRICS = {
     "binary": ("log_loss", "auc", "pr_auc", "accuracy", "calibration_error"),
     "regression": ("rmse", "mae", "r2"),
     "classes": ("log_loss", "accuracy", "calibration_error"),
+    "tokens": ("log_loss", "perplexity"),
 }
 
 # ---- how it is trained -------------------------------------------------------------------------------------------------

@@ -51,10 +51,21 @@ class Feature:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Sequence:
+    """A feature of many ids a row, as many in every row. Packed text has two: "tokens", and "segments", of which each is one
+    document's tokens in a row: 1, 2, ... in their order, 0 for padding."""
+
+    name: str
+    length: int  # ids a row
+    num_ids: int  # that there are
+    kind: str = "sequence"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
     """What is learned, as the training split has it."""
 
-    task: str = "binary"  # or "regression", "classes"
+    task: str = "binary"  # or "regression", "classes", "tokens"
     column: str = ""  # that it comes from
     mean: float = 0.0  # of the labels: the share of positives
     std: float = 1.0  # of the labels
@@ -66,18 +77,23 @@ class Target:
 class FeatureSpec:
     """The whole fitted transform, in the order in which features are stored."""
 
-    features: tuple[Feature, ...]
+    features: tuple[Feature | Sequence, ...]
     target: Target = Target()
 
     @property
     def numeric(self) -> tuple[Feature, ...]:
         """The features that make the `numeric` matrix of a batch, in its column order."""
-        return tuple(f for f in self.features if f.kind == "numeric")
+        return tuple(f for f in self.features if isinstance(f, Feature) and f.kind == "numeric")
 
     @property
     def categorical(self) -> tuple[Feature, ...]:
         """The features that are one array of ids each in a batch."""
-        return tuple(f for f in self.features if f.kind == "categorical")
+        return tuple(f for f in self.features if isinstance(f, Feature) and f.kind == "categorical")
+
+    @property
+    def sequences(self) -> tuple[Sequence, ...]:
+        """The features that are a matrix of ids each in a batch."""
+        return tuple(f for f in self.features if isinstance(f, Sequence))
 
 
 def as_text(values: np.ndarray) -> np.ndarray:
@@ -138,7 +154,7 @@ def loads(text: str) -> FeatureSpec:
     """
     try:
         body: dict[str, Any] = json.loads(text)
-        features = [Feature(**_with_tuples(f)) for f in body["features"]]
+        features = [(Sequence if f["kind"] == "sequence" else Feature)(**_with_tuples(f)) for f in body["features"]]
         target = Target(**_with_tuples(body.get("target", {})))
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"not a fitted transform: {type(error).__name__}: {error}; build the dataset again") from error

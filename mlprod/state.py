@@ -44,13 +44,17 @@ class ModelDef(NamedTuple):
 
     graph: Any
     dims: Mapping[str, tuple[str, ...]]
-    id_names: tuple[str, ...]  # of the columns of a placed batch's "ids"
+    id_names: tuple[str, ...]  # of the features with one id a row: the first columns of a placed batch's "ids"
+    id_widths: Mapping[str, int]  # of those with several, whose columns follow
     objective: Any  # what its outputs mean, an `objective.Objective`
 
     def named(self, placed: Mapping[str, jax.Array]) -> Batch:
         """Returns a batch as the model sees it: the columns of "ids", int32[B, M], by the names of their features, int32[B]
-        each. Free at trace time; on the host it would cost a copy, and a transfer, a feature."""
-        ids = {name: placed["ids"][:, i] for i, name in enumerate(self.id_names)}
+        each, of a sequence int32[B, length]. Free at trace time; on the host it would cost a copy, and a transfer, a feature."""
+        ids, at = {name: placed["ids"][:, i] for i, name in enumerate(self.id_names)}, len(self.id_names)
+        for name, width in self.id_widths.items():
+            ids[name] = placed["ids"][:, at : at + width]
+            at += width
         return {**{name: array for name, array in placed.items() if name != "ids"}, **ids}
 
     def merge(self, params: Tree, tables: Tree, model_state: Tree) -> Any:
@@ -104,7 +108,8 @@ def define_model(cfg: ModelConfig, features: FeatureSpec) -> ModelDef:
         )
     graph = nnx.split(model, nnx.Param, Table, ...)[0]
     names = tuple(f.name for f in features.categorical)
-    return ModelDef(graph, type(model).DIMS, names, objective_of(features.target))
+    widths = {f.name: f.length for f in features.sequences}
+    return ModelDef(graph, type(model).DIMS, names, widths, objective_of(features.target))
 
 
 def abstract_state(

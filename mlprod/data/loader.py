@@ -31,7 +31,7 @@ NO_FEATURES = {"numeric": FLOAT32, "ids": INT32}  # arrays of width 0 where a da
 
 def example_bytes(manifest: Manifest) -> int:
     """Returns the bytes of one stored example's arrays."""
-    return sum(4 * math.prod(c.shape) for c in manifest.columns if c.kind in ("numeric", "categorical")) + 12
+    return sum(4 * math.prod(c.shape) for c in manifest.columns if c.kind != "plain") + 12
 
 
 def train_order(cfg: Config, manifest: Manifest) -> OrderSpec:

@@ -22,7 +22,7 @@ from mlprod.store import Store
 Arrays = dict[str, np.ndarray]
 Shapes = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 FLOAT32, INT32, UINT64 = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.uint64)
-KINDS = {"numeric": ("numeric", FLOAT32), "ids": ("categorical", INT32)}  # array of a batch -> kind of its features, dtype
+KINDS = {"numeric": (("numeric",), FLOAT32), "ids": (("categorical", "sequence"), INT32)}  # array -> kinds of features, dtype
 
 
 class GroupReader:
@@ -82,8 +82,8 @@ class GroupReader:
 def _stored(manifest: Manifest) -> dict[str, tuple[tuple[int, ...], np.dtype, list[str]]]:
     """Returns {array name: (shape of one row, dtype, the Parquet columns that hold it)}."""
     found: dict[str, tuple[tuple[int, ...], np.dtype, list[str]]] = {}
-    for name, (kind, dtype) in KINDS.items():
-        columns = [c for c in manifest.columns if c.kind == kind]
+    for name, (kinds, dtype) in KINDS.items():
+        columns = [c for c in manifest.columns if c.kind in kinds]
         if columns:
             width = sum(math.prod(c.shape) for c in columns)
             found[name] = (width,), dtype, list(dict.fromkeys(c.stored_in for c in columns))
