@@ -35,8 +35,7 @@ from mlprod.data.reader import Arrays, GroupReader
 from mlprod.errors import MlprodError
 from mlprod.evaluate import measure, values_of
 from mlprod.manifest import Manifest
-from mlprod.plan import make_plan
-from mlprod.step import compile_score
+from mlprod.plan import make_plan, score_of
 from mlprod.store import open_store
 from mlprod.train import train
 
@@ -118,7 +117,7 @@ def fit_mlprod(result: Result, cfg: Config, rows: dict[str, Arrays]) -> None:
     with result.timed():
         state = jax.block_until_ready(train(cfg, jax.devices()))
     plan = make_plan(cfg, jax.devices())
-    score = compile_score(plan.model, plan.placement)
+    score = score_of(plan)
     for split in SCORED:
         seen: list[Arrays] = []
         result.add(split, values_of(measure(plan, score, state, split, sinks=[seen.append])))

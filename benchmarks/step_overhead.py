@@ -135,7 +135,7 @@ class Bare:
         named = model.named(batch)
 
         def mean_loss(trained: dict[str, Any]) -> jax.Array:
-            module = model.merge(trained["params"], trained["tables"], state.model_state)
+            module = model.merge(trained["params"], trained["tables"], state.model_state, self._plan.policy)
             total, weight = module.loss(module(named), named)["loss"]
             return total / weight
 

@@ -22,9 +22,8 @@ from mlprod.memory import need
 from mlprod.parallel.chips import Chip
 from mlprod.parallel.flops import flops
 from mlprod.parallel.traffic import Traffic, traffic
-from mlprod.plan import Plan, abstract_batch, update_of
+from mlprod.plan import Plan, abstract_batch, score_of, update_of
 from mlprod.state import TrainState
-from mlprod.step import compile_score
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +49,7 @@ def compile_steps(plan: Plan) -> Iterator[Compiled]:
     """Yields the training step and the evaluation step, compiled for the plan's devices."""
     state = placed_state(plan)
     yield _compiled("train", update_of(plan), state, abstract_batch(plan, plan.order.global_batch))
-    score = compile_score(plan.model, plan.placement)
+    score = score_of(plan)
     yield _compiled("eval", score, state, abstract_batch(plan, plan.eval_order.global_batch))
 
 

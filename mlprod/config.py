@@ -348,6 +348,20 @@ class OptimConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class PrecisionConfig:
+    """Parameters are kept and updated in float32, norms, softmax and losses computed in it; the rest as said here."""
+
+    compute: str = knob("float32", "of parameters where they are used", rule=MUST, choices=("float32", "bfloat16"))
+    float32: tuple[str, ...] = knob(
+        (), "patterns of parameter paths, such as head/.*, that compute in it all the same", rule=MUST
+    )
+    gradient_sum: str = knob(
+        "compute", "in which the devices add up gradients, where a layout splits the model: `float32` sends twice as much",
+        choices=("compute", "float32"),
+    )  # fmt: skip
+
+
+@dataclass(kw_only=True, slots=True)
 class MeshConfig:
     """The named grid of devices. The product of the sizes is the number of devices used."""
 
@@ -441,6 +455,7 @@ class Config:
     loss: LossConfig = knob(LossConfig, "the loss")
     optim: OptimConfig = knob(OptimConfig, "the optimizer")
     loader: LoaderConfig = knob(LoaderConfig, "dataset to batches")
+    precision: PrecisionConfig = knob(PrecisionConfig, "dtypes")
     mesh: MeshConfig = knob(MeshConfig, "the grid of devices")
     eval: EvalConfig = knob(EvalConfig, "evaluation")
     checkpoint: CheckpointConfig = knob(CheckpointConfig, "saves")

@@ -32,10 +32,10 @@ from mlprod.errors import ConfigError, DataError, WorkdirError
 from mlprod.features import Target
 from mlprod.metrics import Metric, metrics_of
 from mlprod.parallel.place import fetch, placed_ahead
-from mlprod.plan import Plan, make_plan
+from mlprod.plan import Plan, make_plan, score_of
 from mlprod.scores import class_names, score_columns, score_fields
 from mlprod.state import TrainState
-from mlprod.step import Score, compile_score
+from mlprod.step import Score
 
 Sink = Callable[[dict[str, np.ndarray]], None]
 SHOWN_CLASSES = 12  # whose confusion has room in a terminal
@@ -196,7 +196,7 @@ def main(cfg: Config, options: argparse.Namespace) -> None:
     written = ScoreFile(options.scores, plan.features.target) if options.scores else None
     scored = segments.Scored() if columns else None
     sinks: list[Sink] = [sink for sink in (written, scored) if sink is not None]
-    found = measure(plan, compile_score(plan.model, plan.placement), state, options.split, sinks=sinks)
+    found = measure(plan, score_of(plan), state, options.split, sinks=sinks)
     if written is not None:
         written.close()
     metrics, figures = values_of(found), {name: figure for metric in found for name, figure in metric.figures().items()}

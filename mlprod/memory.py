@@ -20,7 +20,7 @@ from mlprod.errors import ConfigError
 from mlprod.parallel.chips import CHIPS, padded_bytes
 from mlprod.parallel.layouts import LAYOUTS, Placement
 from mlprod.parallel.mesh import make_mesh
-from mlprod.plan import Plan, abstract_batch
+from mlprod.plan import Plan, abstract_batch, policy_for
 from mlprod.state import TrainState, flatten, shardings
 
 
@@ -116,14 +116,17 @@ def _kept_bytes(plan: Plan, num_rows: int) -> int:
         batch = plan.model.named(placed)
 
         def mean_loss(trained: dict[str, Any]) -> jax.Array:
-            module = plan.model.merge(trained["params"], trained["tables"], model_state)
+            module = plan.model.merge(trained["params"], trained["tables"], model_state, cast)
             total, weight = module.loss(module(batch, rngs=nnx.Rngs(dropout=key)), batch)["loss"]
             mean: jax.Array = total / weight
             return mean
 
         return jax.vjp(mean_loss, trained)[1]
 
-    trained = {"params": plan.abstract.params, "tables": plan.abstract.tables}
+    trained, cast = (
+        {"params": plan.abstract.params, "tables": plan.abstract.tables},
+        policy_for(plan.cfg.precision, plan.where, ()),
+    )
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
     batch = abstract_batch(plan, num_rows)
     try:

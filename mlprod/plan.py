@@ -13,18 +13,19 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mlprod import features, manifest
-from mlprod.config import Config
+from mlprod.config import Config, PrecisionConfig
 from mlprod.data.loader import batch_shapes, eval_order, train_order
 from mlprod.errors import ConfigError, DataError, LayoutError, MlprodError
 from mlprod.features import FeatureSpec
 from mlprod.manifest import Manifest
 from mlprod.optim import build_optimizer, learning_rate
 from mlprod.order import OrderSpec, batches_per_epoch
+from mlprod.parallel.gather import Policy, policy_of
 from mlprod.parallel.layouts import LAYOUTS, Placement
 from mlprod.parallel.mesh import make_mesh
 from mlprod.parallel.place import Ranges, local_ranges
-from mlprod.state import ModelDef, TrainState, abstract_state, define_model, shardings
-from mlprod.step import Update, compile_update
+from mlprod.state import ModelDef, TrainState, abstract_state, define_model, flatten, shardings
+from mlprod.step import Score, Update, compile_score, compile_update
 from mlprod.store import Store, open_store
 
 
@@ -45,6 +46,7 @@ class Plan:
     placement: Placement
     abstract: TrainState
     where: TrainState  # shardings of the state
+    policy: Policy  # how parameters are used
 
     @property
     def train_ranges(self) -> Ranges:
@@ -61,9 +63,20 @@ def update_of(plan: Plan) -> Update:
     """Returns the training step of a run, see `step.compile_update`."""
     balanced, skip_bad = plan.cfg.loss.class_weight == "balanced", plan.cfg.bad_numbers.policy == "skip"
     return compile_update(
-        plan.model, plan.optimizer, plan.rate, plan.cfg.seed, plan.where, plan.placement,
+        plan.model, plan.optimizer, plan.rate, plan.cfg.seed, plan.where, plan.placement, plan.policy,
         skip_bad=skip_bad, balanced=balanced, average=plan.cfg.optim.average, microbatches=plan.cfg.optim.microbatches,
     )  # fmt: skip
+
+
+def policy_for(cfg: PrecisionConfig, where: TrainState, manual: tuple[str, ...]) -> Policy:
+    """Returns how the parameters of a state that lies `where` are used; `manual`: see `gather.policy_of`."""
+    by_path = {**flatten(where.params), **flatten(where.tables)}
+    return policy_of(by_path, manual, cfg.compute, cfg.float32, cfg.gradient_sum)
+
+
+def score_of(plan: Plan) -> Score:
+    """Returns the evaluation step of a run, see `step.compile_score`."""
+    return compile_score(plan.model, plan.where, plan.placement, plan.policy)
 
 
 def abstract_batch(plan: Plan, num_rows: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -140,10 +153,12 @@ def make_plan(cfg: Config, devices: Sequence[jax.Device]) -> Plan:
     except Exception as error:  # the user's own model: whatever it raises is theirs to read
         told = f"{type(error).__name__}: {error}"
         raise ConfigError(f"config.model={type(cfg.model).__name__} cannot be built for this dataset: {told}") from error
+    where = shardings(abstract, model, placement)
+    manual = placement.axes("batch") if model.per_row and placement.mesh.size > 1 else ()
     plan = Plan(
         cfg=cfg, store=store, manifest=published, features=spec, order=order, eval_order=eval_order(cfg, published), steps=steps,
         model=model, optimizer=optimizer, rate=learning_rate(cfg.optim, steps), placement=placement, abstract=abstract,
-        where=shardings(abstract, model, placement),
+        where=where, policy=policy_for(cfg.precision, where, manual),
     )  # fmt: skip
     for field, batch in (("loader.global_batch", cfg.loader.global_batch), ("eval.batch", cfg.eval.batch)):
         try:

@@ -31,10 +31,10 @@ from mlprod.evaluate import check_output, restore_for
 from mlprod.features import Target, apply
 from mlprod.hashing import PAD_ID
 from mlprod.parallel.place import fetch, to_devices
-from mlprod.plan import Plan, make_plan
+from mlprod.plan import Plan, make_plan, score_of
 from mlprod.scores import score_columns, score_fields
 from mlprod.state import TrainState
-from mlprod.step import Score, compile_score
+from mlprod.step import Score
 from mlprod.validation import refuse_password
 
 Source = SqlSource | CsvSource | ParquetSource | JsonLinesSource
@@ -158,7 +158,7 @@ def main(cfg: Config, options: argparse.Namespace) -> None:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with pq.ParquetWriter(temporary, output_schema(typed_etl(plan), plan.features.target, provenance(plan, run))) as writer:
-            for table in predictions(plan, compile_score(plan.model, plan.placement), state, source, options.limit):
+            for table in predictions(plan, score_of(plan), state, source, options.limit):
                 writer.write_table(table.cast(writer.schema))
                 rows, scored = rows + table.num_rows, scored + table.num_rows - table["score"].null_count
         if not rows:

@@ -18,6 +18,7 @@ from mlprod.errors import ConfigError, LayoutError
 from mlprod.features import FeatureSpec
 from mlprod.models.protocol import Batch, ModelConfig, Table
 from mlprod.objective import objective_of
+from mlprod.parallel.gather import Policy, Use
 from mlprod.parallel.layouts import Placement, dims_of
 
 Tree = dict[str, Any]
@@ -44,6 +45,7 @@ class ModelDef(NamedTuple):
 
     graph: Any
     dims: Mapping[str, tuple[str, ...]]
+    per_row: bool  # see `models.protocol.Model`
     id_names: tuple[str, ...]  # of the features with one id a row: the first columns of a placed batch's "ids"
     id_widths: Mapping[str, int]  # of those with several, whose columns follow
     objective: Any  # what its outputs mean, an `objective.Objective`
@@ -57,15 +59,30 @@ class ModelDef(NamedTuple):
             at += width
         return {**{name: array for name, array in placed.items() if name != "ids"}, **ids}
 
-    def merge(self, params: Tree, tables: Tree, model_state: Tree) -> Any:
-        """Returns the live module around these arrays."""
-        return nnx.merge(self.graph, nnx.State(params), nnx.State(tables), nnx.State(model_state))
+    def merge(self, params: Tree, tables: Tree, model_state: Tree, policy: Policy) -> Any:
+        """Returns the live module around these arrays, whose parameters are used as the policy says."""
+        used = (nnx.State(_used(tree, policy.uses)) for tree in (params, tables))
+        return nnx.merge(self.graph, *used, nnx.State(model_state))
 
     def split(self, model: Any) -> tuple[Tree, Tree, Tree]:
         """Returns (params, tables, model_state) of a live module as nested dicts of arrays."""
         parts: Any = nnx.split(model, nnx.Param, Table, ...)
         _, params, tables, rest = parts
         return nnx.to_pure_dict(params), nnx.to_pure_dict(tables), nnx.to_pure_dict(rest)
+
+
+class Used(nnx.Param):
+    """A parameter or table that is read through its `use`: cast, and gathered from the devices that hold parts of it."""
+
+    def get_value(self, **index: Any) -> Any:
+        """Returns what `use` makes of the array, or a part of it."""
+        value = self.use(super().get_value())
+        return value[index["index"]] if index.get("index", ...) is not ... else value
+
+
+def _used(tree: Tree, uses: Mapping[str, Use]) -> Tree:
+    """Returns arrays that have a use inside a variable with it."""
+    return unflatten(tree, {path: Used(leaf, use=uses[path]) if path in uses else leaf for path, leaf in flatten(tree).items()})
 
 
 def path_of(keys: tuple[Any, ...]) -> str:
@@ -109,7 +126,8 @@ def define_model(cfg: ModelConfig, features: FeatureSpec) -> ModelDef:
     graph = nnx.split(model, nnx.Param, Table, ...)[0]
     names = tuple(f.name for f in features.categorical)
     widths = {f.name: f.length for f in features.sequences}
-    return ModelDef(graph, type(model).DIMS, names, widths, objective_of(features.target))
+    per_row = getattr(type(model), "PER_ROW", False)
+    return ModelDef(graph, type(model).DIMS, per_row, names, widths, objective_of(features.target))
 
 
 def abstract_state(

@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from mlprod.digest import digest
 from mlprod.metrics import batch_sums
 from mlprod.models.protocol import Batch
+from mlprod.parallel.gather import Policy
 from mlprod.parallel.layouts import Placement
 from mlprod.state import ModelDef, TrainState, flatten
 
@@ -43,6 +44,7 @@ def compile_update(
     seed: int,
     where: TrainState,
     placement: Placement,
+    policy: Policy,
     *,
     skip_bad: bool = False,
     balanced: bool = False,
@@ -56,6 +58,7 @@ def compile_update(
     number), and "ids", uint32[2], the digest of the batch's row ids in order.
 
     Args:
+        policy: how parameters are used, and whether each device computes gradients of its rows by itself.
         skip_bad: where loss or gradient are not finite, leave all as it was but the step's number.
         balanced: every class counts as much as any other, see `Objective.class_weights`.
         average: decay of the params' moving average, which is read where the state holds one.
@@ -64,11 +67,15 @@ def compile_update(
 
     def summed(trained: dict[str, Any], model_state: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
         weighed = {**batch, "weight": batch["weight"] * model.objective.class_weights(batch["label"])} if balanced else batch
-        module = model.merge(trained["params"], trained["tables"], model_state)
+        module = model.merge(trained["params"], trained["tables"], model_state, policy)
         total, weight = module.loss(module(batch, rngs=nnx.Rngs(dropout=key)), weighed)["loss"]
         return total, (weight, model.split(module)[2])
 
-    gradient_of = partial(_in_parts, summed, microbatches, placement) if microbatches > 1 else partial(_at_once, summed)
+    mean = partial(_in_parts, microbatches, placement) if microbatches > 1 else _at_once
+    whole, held = PartitionSpec(), policy.specs({"params": where.params, "tables": where.tables})
+    gradient_of = policy.on_each_device(
+        partial(mean, summed, policy), placement.mesh, (held, whole, policy.rows, whole), (whole, whole, whole, held)
+    )
 
     def update(state: TrainState, placed: Placed) -> tuple[TrainState, Words]:
         batch = model.named(placed)
@@ -97,22 +104,24 @@ def compile_update(
 
 
 def _at_once(
-    summed: Summed, trained: dict[str, Any], model_state: Any, batch: Batch, key: jax.Array
+    summed: Summed, policy: Policy, trained: dict[str, Any], model_state: Any, batch: Batch, key: jax.Array
 ) -> tuple[jax.Array, jax.Array, Any, Any]:
     """Returns (sum of the losses, their weight, model state, gradient of the mean loss) of a batch."""
 
     def mean_loss(trained: dict[str, Any]) -> tuple[jax.Array, Any]:
         total, (weight, after) = summed(trained, model_state, batch, key)
+        weight = policy.total(weight)
         return total / weight, (total, weight, after)
 
     (_, (total, weight, after)), gradient = jax.value_and_grad(mean_loss, has_aux=True)(trained)
-    return total, weight, after, gradient
+    return policy.total(total), weight, after, gradient
 
 
 def _in_parts(
-    summed: Summed,
     microbatches: int,
     placement: Placement,
+    summed: Summed,
+    policy: Policy,
     trained: dict[str, Any],
     model_state: Any,
     batch: Batch,
@@ -126,7 +135,9 @@ def _in_parts(
 
     def strided(rows: jax.Array) -> jax.Array:
         size = rows.shape[0] // microbatches
-        parts = rows.reshape(size, microbatches, *rows.shape[1:]).swapaxes(0, 1)
+        parts: jax.Array = rows.reshape(size, microbatches, *rows.shape[1:]).swapaxes(0, 1)
+        if policy.manual:
+            return parts
         spec = PartitionSpec(None, *placement.batch(size).spec, *(None,) * (rows.ndim - 1))
         placed: jax.Array = jax.lax.with_sharding_constraint(parts, NamedSharding(placement.mesh, spec))
         return placed
@@ -142,6 +153,7 @@ def _in_parts(
     none = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, trained))
     parts = jnp.arange(microbatches), jax.tree.map(strided, dict(batch))
     ((total, weight, gradient), after), _ = jax.lax.scan(add, (none, model_state), parts)
+    total, weight = policy.total(total), policy.total(weight)
     return total, weight, after, jax.tree.map(lambda g: g / weight, gradient)
 
 
@@ -179,13 +191,21 @@ def _first_bad(loss: jax.Array, gradient: Any) -> jax.Array:
     return jnp.where(finite.all(), -1, jnp.argmin(finite)).astype(jnp.int32)
 
 
-def compile_score(model: ModelDef, placement: Placement) -> Score:
+def compile_score(model: ModelDef, where: TrainState, placement: Placement, policy: Policy) -> Score:
     """Returns the evaluation step: (state, batch) -> `metrics.batch_sums`, dropout off."""
 
-    def score(state: TrainState, placed: Placed) -> Sums:
-        batch = model.named(placed)
-        module = model.merge(state.scored, state.tables, state.model_state)
+    def sums_of(policy: Policy, params: Any, tables: Any, model_state: Any, batch: Batch) -> Sums:
+        module = model.merge(params, tables, model_state, policy)
         outputs = module(batch)
-        return batch_sums(model.objective, outputs, module.loss(outputs, batch)["loss"], batch)
+        sums = batch_sums(model.objective, outputs, module.loss(outputs, batch)["loss"], batch)
+        return {name: each if each.ndim else policy.total(each) for name, each in sums.items()}
+
+    def score(state: TrainState, placed: Placed) -> Sums:
+        given = state.scored, state.tables, state.model_state, model.named(placed)
+        shapes = jax.eval_shape(partial(sums_of, Policy()), *given)
+        inputs = (policy.specs(where.params), policy.specs(where.tables), PartitionSpec(), policy.rows)
+        outputs = {name: policy.rows if each.ndim else PartitionSpec() for name, each in shapes.items()}
+        sums: Sums = policy.on_each_device(partial(sums_of, policy), placement.mesh, inputs, outputs)(*given)
+        return sums
 
     return jax.jit(score, out_shardings=placement.replicated())

@@ -34,10 +34,10 @@ from mlprod.order import drawn_positions
 from mlprod.parallel.agree import Agreement
 from mlprod.parallel.ahead import Ahead
 from mlprod.parallel.place import Rows, fetch, placed_ahead
-from mlprod.plan import Plan, make_plan, update_of
+from mlprod.plan import Plan, make_plan, score_of, update_of
 from mlprod.resume import roll_back, start
 from mlprod.state import TrainState
-from mlprod.step import Score, Words, compile_score, gradient_paths, unpack
+from mlprod.step import Score, Words, gradient_paths, unpack
 from mlprod.tracking import Record, Trackers, open_trackers
 
 FAST_STEPS = 3
@@ -102,7 +102,7 @@ def _loop(
     """Takes the steps that are left. The order of what happens between two steps is what makes a resume exact."""
     cfg = plan.cfg
     update = update_of(plan)
-    score = compile_score(plan.model, plan.placement)
+    score = score_of(plan)
     watch = Watch(cfg.bad_numbers, gradient_paths(plan.abstract), plan.order.global_batch)
     late, agreed, saved_at = Late(tracker, line, watch), Agreement(), time.monotonic()
     step, after, saved = run.step, run.next_example, run.step or -1

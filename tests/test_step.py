@@ -14,9 +14,9 @@ from mlprod.errors import ConfigError, LayoutError
 from mlprod.models.mlp import MLPConfig
 from mlprod.models.tabular import TabularConfig
 from mlprod.parallel.place import fetch, to_devices
-from mlprod.plan import Plan, make_plan, update_of
+from mlprod.plan import Plan, make_plan, score_of, update_of
 from mlprod.state import TrainState, create, flatten, parameter_path
-from mlprod.step import compile_score, compile_update, key_for, unpack
+from mlprod.step import key_for, unpack
 from tests.conftest import MakeConfig
 
 FAMILIES = {"mlp": MLPConfig(hidden=(16, 16), dropout=0.0), "tabular": TabularConfig(hidden=(16, 16), members=4, bins=8)}
@@ -44,7 +44,7 @@ def batches(plan: Plan, number: int) -> list[dict[str, jax.Array]]:
 
 def test_a_step_is_pure_donated_and_compiled_once(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the first call nnx is never touched, nothing is moved implicitly, old buffers are gone, nothing recompiles."""
-    update = compile_update(plan.model, plan.optimizer, plan.rate, plan.cfg.seed, plan.where, plan.placement)
+    update = update_of(plan)
     state, first, *others = fresh(plan), *batches(plan, 4)
     state, sums = update(state, first)
 
@@ -68,7 +68,7 @@ def test_a_step_is_pure_donated_and_compiled_once(plan: Plan, monkeypatch: pytes
 def test_the_average_is_that_of_the_parameters(make_config: MakeConfig) -> None:
     """Over the steps, forgetting its start; it is what is evaluated."""
     plan = make_plan(make_config(optim=OptimConfig(peak_lr=1e-2, warmup_steps=5, average=0.8)), jax.devices()[:1])
-    update, score = update_of(plan), compile_score(plan.model, plan.placement)
+    update, score = update_of(plan), score_of(plan)
     state, expected = fresh(plan), {}
     for step, batch in enumerate(batches(plan, 20)):
         before = expected or {path: np.asarray(leaf, np.float64) for path, leaf in flatten(state.params).items()}
@@ -117,7 +117,7 @@ def test_each_microbatch_has_its_own_dropout(make_config: MakeConfig) -> None:
     expected = []
     for m in range(4):
         key = jax.random.fold_in(key_for(plan.cfg.seed, jnp.int32(0), "dropout"), m)
-        module = plan.model.merge(state.params, state.tables, state.model_state)
+        module = plan.model.merge(state.params, state.tables, state.model_state, plan.policy)
         rows = {name: values[m::4] for name, values in named.items()}
         expected.append(float(module.loss(module(rows, rngs=nnx.Rngs(dropout=key)), rows)["loss"][0]))
     _, sums = update_of(plan)(state, batch)
@@ -149,7 +149,7 @@ def test_the_digest_of_ids_is_that_of_the_rows(plan: Plan) -> None:
     """The `ids` that a step logs are the digest of the batch's row ids, on any layout."""
     from mlprod.digest import digest_numpy
 
-    update = compile_update(plan.model, plan.optimizer, plan.rate, plan.cfg.seed, plan.where, plan.placement)
+    update = update_of(plan)
     (batch,) = batches(plan, 1)
     ids = np.asarray(fetch(batch["row_id"]))
     np.testing.assert_array_equal(unpack(fetch(update(fresh(plan), batch)[1]))["ids"], digest_numpy(ids))

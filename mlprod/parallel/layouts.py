@@ -16,8 +16,13 @@ from mlprod.errors import LayoutError
 Layout = Mapping[str, tuple[str, ...]]  # dim name -> mesh axes; "fsdp" stands for all of fsdp, fsdp0, fsdp1, ...
 
 DATA: Layout = {"batch": ("slice", "data", "fsdp", "tensor")}
-FSDP: Layout = {"batch": ("slice", "data", "fsdp", "tensor"), "in": ("fsdp",), "vocab": ("fsdp",)}
-FSDP_TENSOR: Layout = {"batch": ("slice", "data", "fsdp"), "in": ("fsdp",), "out": ("tensor",), "vocab": ("fsdp",)}
+FSDP: Layout = {
+    "batch": ("slice", "data", "fsdp", "tensor"), "in": ("fsdp",), "inner": ("fsdp",), "vocab": ("fsdp",), "token": ("fsdp",),
+}  # fmt: skip
+FSDP_TENSOR: Layout = {
+    "batch": ("slice", "data", "fsdp"), "in": ("fsdp",), "out": ("tensor",), "inner": ("tensor",), "back": ("fsdp",),
+    "vocab": ("fsdp",), "token": ("tensor",), "width": ("fsdp",),
+}  # fmt: skip
 LAYOUTS = {"data": DATA, "fsdp": FSDP, "fsdp_tensor": FSDP_TENSOR}
 
 

@@ -1,0 +1,81 @@
+"""Cross-entropy over a large vocabulary, a chunk of it at a time, so that logits never exist whole.
+
+Promise: the loss and gradients of a softmax over all of the vocabulary, in float32; in memory are the logits of one chunk.
+Price: the backward pass computes logits again: 8 N V D operations in place of 6.
+
+The running maximum and sum are those of Milakov, Gimelshein: "Online normalizer calculation for softmax", arXiv:1805.02867.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def token_losses(hidden: jax.Array, weights: jax.Array, targets: jax.Array, num_ids: int, chunks: int) -> jax.Array:
+    """Returns float32[N]: -log softmax(hidden weights^T)[target] of each token.
+
+    Args:
+        hidden: [N, D].
+        weights: [R, D], of which the first `num_ids` rows are the vocabulary's; `chunks` divides R.
+        targets: int32[N], below `num_ids`.
+        num_ids: ids of the vocabulary; the other rows take no part.
+        chunks: parts of the vocabulary: row r is in part r mod `chunks`, so that each has as many of every device's rows.
+    """
+    return _forward(hidden, weights, targets, num_ids, chunks)[0]
+
+
+def _parts(weights: jax.Array, chunks: int) -> tuple[jax.Array, jax.Array]:
+    """Returns (numbers of the parts, their rows [chunks, R / chunks, D])."""
+    return jnp.arange(chunks), weights.reshape(-1, chunks, weights.shape[1]).swapaxes(0, 1)
+
+
+def _logits(hidden: jax.Array, part: jax.Array, ids: jax.Array, num_ids: int) -> jax.Array:
+    """Returns float32[N, K] logits of a part whose rows are `ids`, int32[K]."""
+    logits = jax.lax.dot_general(hidden, part, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    return jnp.where(ids[None, :] < num_ids, logits, -jnp.inf)
+
+
+def _ids(part: jax.Array, number: jax.Array, chunks: int) -> jax.Array:
+    return jnp.arange(part.shape[0]) * chunks + number
+
+
+Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+
+def _forward(hidden: jax.Array, weights: jax.Array, targets: jax.Array, num_ids: int, chunks: int) -> tuple[jax.Array, Residuals]:
+    def add(carry: tuple[jax.Array, ...], numbered: tuple[jax.Array, jax.Array]) -> tuple[tuple[jax.Array, ...], None]:
+        highest, total, chosen = carry
+        number, part = numbered
+        ids = _ids(part, number, chunks)
+        logits = _logits(hidden, part, ids, num_ids)
+        higher = jnp.maximum(highest, logits.max(axis=1))
+        total = total * jnp.exp(highest - higher) + jnp.exp(logits - higher[:, None]).sum(axis=1)
+        chosen += jnp.where(ids[None, :] == targets[:, None], logits, 0.0).sum(axis=1)
+        return (higher, total, chosen), None
+
+    none = jnp.zeros(targets.shape, jnp.float32)
+    lowest = jnp.full(targets.shape, jnp.finfo(jnp.float32).min)
+    (highest, total, chosen), _ = jax.lax.scan(add, (lowest, none, none), _parts(weights, chunks))
+    normalizer = highest + jnp.log(total)
+    return normalizer - chosen, (hidden, weights, targets, normalizer)
+
+
+def _backward(num_ids: int, chunks: int, kept: Residuals, gradient: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+    hidden, weights, targets, normalizer = kept
+
+    def add(so_far: jax.Array, numbered: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        number, part = numbered
+        ids = _ids(part, number, chunks)
+        share = jnp.exp(_logits(hidden, part, ids, num_ids) - normalizer[:, None])
+        of_logits = ((share - (ids[None, :] == targets[:, None])) * gradient[:, None]).astype(hidden.dtype)
+        back = jax.lax.dot_general(of_logits, part, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+        return so_far + back, jax.lax.dot_general(of_logits, hidden, (((0,), (0,)), ((), ())))
+
+    of_hidden, parts = jax.lax.scan(add, jnp.zeros(hidden.shape, jnp.float32), _parts(weights, chunks))
+    of_weights = parts.swapaxes(0, 1).reshape(weights.shape)
+    return of_hidden.astype(hidden.dtype), of_weights.astype(weights.dtype), None
+
+
+token_losses.defvjp(_forward, _backward)

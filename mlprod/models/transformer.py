@@ -1,0 +1,140 @@
+"""A decoder language model over packed text: pre-norm blocks of rotary attention and a gated MLP, without biases.
+
+As in Llama (Touvron et al., arXiv:2302.13971): RMSNorm (Zhang, Sennrich, arXiv:1910.07467), SwiGLU (Shazeer, arXiv:2002.05202),
+and grouped queries as `attention.py` tells. The blocks' arrays are stacked, one dim "layer" in front, and scanned over: the
+program, and so its compile time, does not grow with their number.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mlprod.config import MUST, knob
+from mlprod.errors import ConfigError
+from mlprod.features import FeatureSpec
+from mlprod.models.attention import Rotation, attend, positions, rotated, rotation
+from mlprod.models.cross_entropy import token_losses
+from mlprod.models.protocol import Batch, Sums
+
+# What a block keeps of its forward pass for the backward pass; the rest is computed again.
+REMAT: Mapping[str, Callable[[Any], Any]] = {
+    "none": lambda block: block,
+    "dots": partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+    "full": jax.checkpoint,
+}
+ROWS = 128  # the embedding has a multiple of so many rows a chunk, so that meshes of many sizes divide it
+
+
+@dataclass(kw_only=True, slots=True)
+class TransformerConfig:
+    """Sizes of the transformer."""
+
+    layers: int = knob(6, "blocks", rule=MUST, low=1)
+    width: int = knob(384, "of the residual stream", rule=MUST, low=1)
+    heads: int = knob(6, "of queries in a block", rule=MUST, low=1)
+    kv_heads: int = knob(2, "of keys and values in a block: a divisor of heads", rule=MUST, low=1)
+    head_width: int = knob(64, "even", rule=MUST, low=2)
+    hidden: int = knob(1024, "of the gated MLP", rule=MUST, low=1)
+    tied: bool = knob(False, "the output layer has the embedding's weights", rule=MUST)
+    rope_base: float = knob(10_000.0, "of the rotary positions; longer rows want more", rule=MUST, low=2.0)
+    norm_epsilon: float = knob(1e-5, "added to mean squares", rule=MUST, low=0.0)
+    remat: str = knob(
+        "full", "what is computed again in the backward pass: all of a block, all but its `dots` with weights, or `none`",
+        choices=tuple(REMAT),
+    )  # fmt: skip
+    vocab_chunk: int = knob(8192, "of the vocabulary, whose logits are computed at once, about", unit="ids", low=1)
+
+    def build(self, features: FeatureSpec, rngs: nnx.Rngs) -> nnx.Module:
+        """Returns the transformer for a dataset of packed text."""
+        if features.target.task != "tokens":
+            raise ConfigError(
+                f"config.model: a transformer learns the next token, the dataset's label is {features.target.column!r}; "
+                f"set config.etl.label=NextToken(...), or take another model"
+            )
+        if self.heads % self.kv_heads:
+            raise ConfigError(f"config.model.kv_heads={self.kv_heads} must divide config.model.heads={self.heads}")
+        if self.head_width % 2:
+            raise ConfigError(f"config.model.head_width={self.head_width} must be even: halves of a head are rotated")
+        return Transformer(self, features, rngs)
+
+
+class Block(nnx.Module):
+    """Attention, then a gated MLP, each behind a norm and added to what came in."""
+
+    def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs) -> None:
+        """Kernels start normal with deviation 1/sqrt(fan in), those that end on the residual stream 1/sqrt(2 layers) of it."""
+        linear = partial(nnx.Linear, use_bias=False, rngs=rngs)
+        ending = partial(linear, kernel_init=nnx.initializers.variance_scaling(0.5 / cfg.layers, "fan_in", "truncated_normal"))
+        norm = partial(nnx.RMSNorm, cfg.width, epsilon=cfg.norm_epsilon, rngs=rngs)
+        self.head_width = cfg.head_width
+        self.attention_norm, self.mlp_norm = norm(), norm()
+        self.query = linear(cfg.width, cfg.heads * cfg.head_width)
+        self.key = linear(cfg.width, cfg.kv_heads * cfg.head_width)
+        self.value = linear(cfg.width, cfg.kv_heads * cfg.head_width)
+        self.mix = ending(cfg.heads * cfg.head_width, cfg.width)
+        self.gate = linear(cfg.width, cfg.hidden)
+        self.up = linear(cfg.width, cfg.hidden)
+        self.down = ending(cfg.hidden, cfg.width)
+
+    def __call__(self, h: jax.Array, turn: Rotation, segments: jax.Array) -> jax.Array:
+        """Returns [B, T, width] from [B, T, width]; `segments`: int32[B, T]."""
+        x = self.attention_norm(h)
+        query, key, value = (layer(x).reshape(*x.shape[:2], -1, self.head_width) for layer in (self.query, self.key, self.value))
+        seen = attend(rotated(query, turn), rotated(key, turn), value, segments)
+        h = h + self.mix(seen.reshape(*x.shape[:2], -1))
+        x = self.mlp_norm(h)
+        return h + self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Transformer(nnx.Module):
+    """Hidden states of packed tokens, and the loss of the next token."""
+
+    DIMS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        r"(embed|head)/embedding": ("token", "width"),
+        r"blocks/(attention_norm|mlp_norm)/scale": ("layer", "norm"),
+        r"blocks/(query|key|value|gate|up)/kernel": ("layer", "in", "out"),
+        r"blocks/(mix|down)/kernel": ("layer", "inner", "back"),
+        r"norm/scale": ("norm",),
+    }
+    TABLES: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    PER_ROW: ClassVar[bool] = True
+
+    def __init__(self, cfg: TransformerConfig, features: FeatureSpec, rngs: nnx.Rngs) -> None:
+        """The embedding starts normal with deviation 1/sqrt(width), as the output layer does."""
+        (tokens,) = (f for f in features.sequences if f.name == "tokens")
+        self.cfg, self.num_ids = cfg, tokens.num_ids
+        self.chunks = -(-tokens.num_ids // cfg.vocab_chunk)
+        rows = -(-tokens.num_ids // (ROWS * self.chunks)) * ROWS * self.chunks
+        table = partial(nnx.Embed, rows, cfg.width, embedding_init=nnx.initializers.normal(cfg.width**-0.5), rngs=rngs)
+        self.embed = table()
+        self.blocks = nnx.vmap(partial(Block, cfg), in_axes=0, out_axes=0)(rngs.fork(split=cfg.layers))
+        self.norm = nnx.RMSNorm(cfg.width, epsilon=cfg.norm_epsilon, rngs=rngs)
+        self.head = None if cfg.tied else table()
+
+    def __call__(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """Returns hidden states [B, T, width] of all tokens but the last of each row, which only follows."""
+        tokens, segments = batch["tokens"][:, :-1], batch["segments"][:, :-1]
+        turn = rotation(positions(segments), self.cfg.head_width, self.cfg.rope_base)
+        graph, arrays = nnx.split(self.blocks)
+
+        def block(h: jax.Array, layer: nnx.State) -> tuple[jax.Array, None]:
+            return nnx.merge(graph, layer)(h, turn, segments), None
+
+        h, _ = jax.lax.scan(REMAT[self.cfg.remat](block), self.embed.embedding[...][tokens], arrays)
+        return self.norm(h)
+
+    def loss(self, outputs: jax.Array, batch: Batch) -> Sums:
+        """Returns {"loss": (sum over predicted tokens, their number)}, rows weighted: a token that another of its document
+        precedes is predicted."""
+        segments, weights = batch["segments"], (self.head or self.embed).embedding[...]
+        predicted = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+        losses = token_losses(
+            outputs.reshape(-1, outputs.shape[-1]), weights, batch["tokens"][:, 1:].reshape(-1), self.num_ids, self.chunks
+        ).reshape(predicted.shape)
+        each = jnp.where(predicted, batch["weight"][:, None], 0.0)
+        return {"loss": ((losses * each).sum(), each.sum())}
