@@ -125,7 +125,7 @@ def _kept_bytes(plan: Plan, num_rows: int) -> int:
 
     trained, cast = (
         {"params": plan.abstract.params, "tables": plan.abstract.tables},
-        policy_for(plan.cfg.precision, plan.where, ()),
+        policy_for(plan.cfg.precision, plan.where, None),
     )
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
     batch = abstract_batch(plan, num_rows)

@@ -68,10 +68,11 @@ def update_of(plan: Plan) -> Update:
     )  # fmt: skip
 
 
-def policy_for(cfg: PrecisionConfig, where: TrainState, manual: tuple[str, ...]) -> Policy:
-    """Returns how the parameters of a state that lies `where` are used; `manual`: see `gather.policy_of`."""
-    by_path = {**flatten(where.params), **flatten(where.tables)}
-    return policy_of(by_path, manual, cfg.compute, cfg.float32, cfg.gradient_sum)
+def policy_for(cfg: PrecisionConfig, where: TrainState, placement: Placement | None) -> Policy:
+    """Returns how the parameters of a state that lies `where` are used; without a placement the compiler partitions."""
+    by_path, spread = {**flatten(where.params), **flatten(where.tables)}, placement is not None and placement.mesh.size > 1
+    batch, sequence = (placement.axes(dim) if placement and spread else () for dim in ("batch", "sequence"))
+    return policy_of(by_path, batch, sequence, cfg.compute, cfg.float32, cfg.gradient_sum)
 
 
 def score_of(plan: Plan) -> Score:
@@ -154,11 +155,11 @@ def make_plan(cfg: Config, devices: Sequence[jax.Device]) -> Plan:
         told = f"{type(error).__name__}: {error}"
         raise ConfigError(f"config.model={type(cfg.model).__name__} cannot be built for this dataset: {told}") from error
     where = shardings(abstract, model, placement)
-    manual = placement.axes("batch") if model.per_row and placement.mesh.size > 1 else ()
+    policy = policy_for(cfg.precision, where, placement if model.spreads else None)
     plan = Plan(
         cfg=cfg, store=store, manifest=published, features=spec, order=order, eval_order=eval_order(cfg, published), steps=steps,
         model=model, optimizer=optimizer, rate=learning_rate(cfg.optim, steps), placement=placement, abstract=abstract,
-        where=where, policy=policy_for(cfg.precision, where, manual),
+        where=where, policy=policy,
     )  # fmt: skip
     for field, batch in (("loader.global_batch", cfg.loader.global_batch), ("eval.batch", cfg.eval.batch)):
         try:

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding
 from mlprod.errors import ConfigError, LayoutError
 from mlprod.features import FeatureSpec
 from mlprod.models.protocol import Batch, ModelConfig, Table
+from mlprod.models.spread import Spread
 from mlprod.objective import objective_of
 from mlprod.parallel.gather import Policy, Use
 from mlprod.parallel.layouts import Placement, dims_of
@@ -45,7 +46,7 @@ class ModelDef(NamedTuple):
 
     graph: Any
     dims: Mapping[str, tuple[str, ...]]
-    per_row: bool  # see `models.protocol.Model`
+    spreads: bool  # a device may compute its part of the loss by itself, see `models/spread.py`
     id_names: tuple[str, ...]  # of the features with one id a row: the first columns of a placed batch's "ids"
     id_widths: Mapping[str, int]  # of those with several, whose columns follow
     objective: Any  # what its outputs mean, an `objective.Objective`
@@ -62,7 +63,10 @@ class ModelDef(NamedTuple):
     def merge(self, params: Tree, tables: Tree, model_state: Tree, policy: Policy) -> Any:
         """Returns the live module around these arrays, whose parameters are used as the policy says."""
         used = (nnx.State(_used(tree, policy.uses)) for tree in (params, tables))
-        return nnx.merge(self.graph, *used, nnx.State(model_state))
+        model = nnx.merge(self.graph, *used, nnx.State(model_state))
+        if policy.sequence:
+            model.spread = Spread(policy.sequence)
+        return model
 
     def split(self, model: Any) -> tuple[Tree, Tree, Tree]:
         """Returns (params, tables, model_state) of a live module as nested dicts of arrays."""
@@ -126,8 +130,7 @@ def define_model(cfg: ModelConfig, features: FeatureSpec) -> ModelDef:
     graph = nnx.split(model, nnx.Param, Table, ...)[0]
     names = tuple(f.name for f in features.categorical)
     widths = {f.name: f.length for f in features.sequences}
-    per_row = getattr(type(model), "PER_ROW", False)
-    return ModelDef(graph, type(model).DIMS, per_row, names, widths, objective_of(features.target))
+    return ModelDef(graph, type(model).DIMS, hasattr(type(model), "spread"), names, widths, objective_of(features.target))
 
 
 def abstract_state(

@@ -72,7 +72,7 @@ def compile_update(
         return total, (weight, model.split(module)[2])
 
     mean = partial(_in_parts, microbatches, placement) if microbatches > 1 else _at_once
-    whole, held = PartitionSpec(), policy.specs({"params": where.params, "tables": where.tables})
+    whole, held = PartitionSpec(), _specs({"params": where.params, "tables": where.tables})
     gradient_of = policy.on_each_device(
         partial(mean, summed, policy), placement.mesh, (held, whole, policy.rows, whole), (whole, whole, whole, held)
     )
@@ -136,7 +136,7 @@ def _in_parts(
     def strided(rows: jax.Array) -> jax.Array:
         size = rows.shape[0] // microbatches
         parts: jax.Array = rows.reshape(size, microbatches, *rows.shape[1:]).swapaxes(0, 1)
-        if policy.manual:
+        if policy.batch:
             return parts
         spec = PartitionSpec(None, *placement.batch(size).spec, *(None,) * (rows.ndim - 1))
         placed: jax.Array = jax.lax.with_sharding_constraint(parts, NamedSharding(placement.mesh, spec))
@@ -155,6 +155,10 @@ def _in_parts(
     ((total, weight, gradient), after), _ = jax.lax.scan(add, (none, model_state), parts)
     total, weight = policy.total(total), policy.total(weight)
     return total, weight, after, jax.tree.map(lambda g: g / weight, gradient)
+
+
+def _specs(where: Any) -> Any:
+    return jax.tree.map(lambda sharding: sharding.spec, where)
 
 
 def _moved(state: TrainState, params: Any, decay: float) -> Any:
@@ -203,7 +207,7 @@ def compile_score(model: ModelDef, where: TrainState, placement: Placement, poli
     def score(state: TrainState, placed: Placed) -> Sums:
         given = state.scored, state.tables, state.model_state, model.named(placed)
         shapes = jax.eval_shape(partial(sums_of, Policy()), *given)
-        inputs = (policy.specs(where.params), policy.specs(where.tables), PartitionSpec(), policy.rows)
+        inputs = (_specs(where.params), _specs(where.tables), PartitionSpec(), policy.rows)
         outputs = {name: policy.rows if each.ndim else PartitionSpec() for name, each in shapes.items()}
         sums: Sums = policy.on_each_device(partial(sums_of, policy), placement.mesh, inputs, outputs)(*given)
         return sums

@@ -20,11 +20,13 @@ from mlprod.features import FeatureSpec
 from mlprod.models.attention import Rotation, attend, positions, rotated, rotation
 from mlprod.models.cross_entropy import token_losses
 from mlprod.models.protocol import Batch, Sums
+from mlprod.models.spread import COLLECTIVE, Spread
 
 # What a block keeps of its forward pass for the backward pass; the rest is computed again.
 REMAT: Mapping[str, Callable[[Any], Any]] = {
     "none": lambda block: block,
     "dots": partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+    "collectives": partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(COLLECTIVE)),
     "full": jax.checkpoint,
 }
 ROWS = 128  # the embedding has a multiple of so many rows a chunk, so that meshes of many sizes divide it
@@ -44,8 +46,8 @@ class TransformerConfig:
     rope_base: float = knob(10_000.0, "of the rotary positions; longer rows want more", rule=MUST, low=2.0)
     norm_epsilon: float = knob(1e-5, "added to mean squares", rule=MUST, low=0.0)
     remat: str = knob(
-        "full", "what is computed again in the backward pass: all of a block, all but its `dots` with weights, or `none`",
-        choices=tuple(REMAT),
+        "full", "what is computed again in the backward pass: all of a block, all but its `dots` with weights, or but what came "
+        "from other devices (`collectives`), or `none`", choices=tuple(REMAT),
     )  # fmt: skip
     vocab_chunk: int = knob(8192, "of the vocabulary, whose logits are computed at once, about", unit="ids", low=1)
 
@@ -81,14 +83,14 @@ class Block(nnx.Module):
         self.up = linear(cfg.width, cfg.hidden)
         self.down = ending(cfg.hidden, cfg.width)
 
-    def __call__(self, h: jax.Array, turn: Rotation, segments: jax.Array) -> jax.Array:
-        """Returns [B, T, width] from [B, T, width]; `segments`: int32[B, T]."""
-        x = self.attention_norm(h)
+    def __call__(self, h: jax.Array, turn: Rotation, segments: jax.Array, spread: Spread) -> jax.Array:
+        """Returns [B, T, width] from [B, T, width], of this device's tokens; `segments`: int32[B, T], of all."""
+        x = spread.whole(self.attention_norm(h))
         query, key, value = (layer(x).reshape(*x.shape[:2], -1, self.head_width) for layer in (self.query, self.key, self.value))
         seen = attend(rotated(query, turn), rotated(key, turn), value, segments)
-        h = h + self.mix(seen.reshape(*x.shape[:2], -1))
-        x = self.mlp_norm(h)
-        return h + self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        h = h + spread.added(self.mix(seen.reshape(*x.shape[:2], -1)))
+        x = spread.whole(self.mlp_norm(h))
+        return h + spread.added(self.down(jax.nn.silu(self.gate(x)) * self.up(x)))
 
 
 class Transformer(nnx.Module):
@@ -102,7 +104,7 @@ class Transformer(nnx.Module):
         r"norm/scale": ("norm",),
     }
     TABLES: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    PER_ROW: ClassVar[bool] = True
+    spread = Spread()
 
     def __init__(self, cfg: TransformerConfig, features: FeatureSpec, rngs: nnx.Rngs) -> None:
         """The embedding starts normal with deviation 1/sqrt(width), as the output layer does."""
@@ -117,24 +119,31 @@ class Transformer(nnx.Module):
         self.head = None if cfg.tied else table()
 
     def __call__(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Returns hidden states [B, T, width] of all tokens but the last of each row, which only follows."""
+        """Returns hidden states [B, T, width] of this device's tokens; the last of each row only follows, and has none."""
         tokens, segments = batch["tokens"][:, :-1], batch["segments"][:, :-1]
         turn = rotation(positions(segments), self.cfg.head_width, self.cfg.rope_base)
         graph, arrays = nnx.split(self.blocks)
 
         def block(h: jax.Array, layer: nnx.State) -> tuple[jax.Array, None]:
-            return nnx.merge(graph, layer)(h, turn, segments), None
+            return nnx.merge(graph, layer)(h, turn, segments, self.spread), None
 
-        h, _ = jax.lax.scan(REMAT[self.cfg.remat](block), self.embed.embedding[...][tokens], arrays)
+        h, _ = jax.lax.scan(REMAT[self.cfg.remat](block), self._embedded(tokens), arrays)
         return self.norm(h)
+
+    def _embedded(self, tokens: jax.Array) -> jax.Array:
+        """Returns [B, T, width] of this device's tokens, from int32[B, T] ids of all and the rows that this device has."""
+        rows = self.embed.embedding[...]
+        at = tokens - self.spread.index() * rows.shape[0]
+        inside = (at >= 0) & (at < rows.shape[0])
+        return self.spread.added(jnp.where(inside[:, :, None], rows[at], 0.0))
 
     def loss(self, outputs: jax.Array, batch: Batch) -> Sums:
         """Returns {"loss": (sum over predicted tokens, their number)}, rows weighted: a token that another of its document
         precedes is predicted."""
         segments, weights = batch["segments"], (self.head or self.embed).embedding[...]
         predicted = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
-        losses = token_losses(
-            outputs.reshape(-1, outputs.shape[-1]), weights, batch["tokens"][:, 1:].reshape(-1), self.num_ids, self.chunks
-        ).reshape(predicted.shape)
-        each = jnp.where(predicted, batch["weight"][:, None], 0.0)
+        hidden, targets = self.spread.whole(outputs), batch["tokens"][:, 1:].reshape(-1)
+        found = token_losses(hidden.reshape(-1, hidden.shape[-1]), weights, targets, self.num_ids, self.chunks, self.spread)
+        losses = self.spread.mine(found.reshape(predicted.shape))
+        each = jnp.where(self.spread.mine(predicted), batch["weight"][:, None], 0.0)
         return {"loss": ((losses * each).sum(), each.sum())}

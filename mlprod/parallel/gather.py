@@ -4,7 +4,7 @@ Promise: a weight crosses the wire in the dtype it computes in, once for each us
 devices that lies where the weight lies, by one collective a mesh axis: reduce-scatter over those that split it, then all-reduce
 of what is left over the others. Models do not know of it: a parameter that is read is the whole parameter.
 Price: everything runs in `shard_map`, each device on its rows of the batch. What is computed across rows, or from random keys,
-would differ from the compiler's own partition (`PER_ROW` of `models/protocol.py` says which models are free of both).
+would differ from the compiler's own partition (`models/spread.py` says which models are free of both).
 
 Why one collective an axis: on a TPU's torus a reduce-scatter over an axis of several dimensions is compiled to an all-reduce and
 a slice, twice the bytes, and the compiler's own partition of such a program asks for it (docs/tpu.md has the figures).
@@ -25,17 +25,17 @@ Axes = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """How one array is used where the mesh axes `manual` are the program's own."""
+    """How one array is used on a device."""
 
     dtype: Any  # that it computes in, and crosses the wire in
     sum_dtype: Any  # that its gradient is summed in
-    split: tuple[Axes, ...] = ()  # of each dim, the axes that split it
-    manual: Axes = ()
+    split: tuple[Axes, ...] = ()  # of each dim, the axes over which it is gathered
+    others: Axes = ()  # along which devices have equal parts
 
     def __call__(self, value: jax.Array) -> jax.Array:
         """Returns the whole of a part; of an array with fewer dims than `split`, such as a layer of a stack, its last ones."""
         split = self.split[len(self.split) - value.ndim :] if value.ndim else ()
-        return _whole(value, self.dtype, self.sum_dtype, split, tuple(a for a in self.manual if all(a not in s for s in split)))
+        return _whole(value, self.dtype, self.sum_dtype, split, self.others)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
@@ -64,50 +64,40 @@ def _whole_backward(
 _whole.defvjp(_whole_forward, _whole_backward)
 
 
-def manual_part(spec: PartitionSpec, manual: Axes) -> tuple[Axes, ...]:
-    """Returns, of each dim of a spec, those of its axes that are among `manual`."""
-    named = [(axes,) if isinstance(axes, str) else tuple(axes or ()) for axes in spec]
-    return tuple(tuple(axis for axis in axes if axis in manual) for axes in named)
-
-
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How a program uses its parameters. Without `manual` axes the compiler partitions it, and a use is a cast."""
+    """How a program uses its parameters. Without axes of the batch the compiler partitions it, and a use is a cast."""
 
     uses: Mapping[str, Use] = field(default_factory=dict)  # by path of the parameter; one that is not there is read as it is
-    manual: Axes = ()
-
-    def specs(self, shardings: Any) -> Any:
-        """Returns a tree of specs over the manual axes, of a tree of shardings."""
-        return jax.tree.map(lambda where: PartitionSpec(*(s or None for s in manual_part(where.spec, self.manual))), shardings)
+    batch: Axes = ()  # that split the rows
+    sequence: Axes = ()  # that split a row, see `models.spread`
 
     @property
     def rows(self) -> PartitionSpec:
         """Of what has a row of the batch in its first dim."""
-        return PartitionSpec(self.manual)
+        return PartitionSpec(self.batch)
 
     def on_each_device(self, act: Callable[..., Any], mesh: Mesh, inputs: Any, outputs: Any) -> Callable[..., Any]:
-        """Returns `act` as each device runs it on its part; `inputs`, `outputs`: trees of specs, see `specs`."""
-        if not self.manual:
+        """Returns `act` as each device runs it on its part; `inputs`, `outputs`: trees of specs."""
+        if not self.batch:
             return act
-        mapped: Callable[..., Any] = jax.shard_map(
-            act, mesh=mesh, in_specs=inputs, out_specs=outputs, axis_names=set(self.manual), check_vma=False
-        )
+        mapped: Callable[..., Any] = jax.shard_map(act, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
         return mapped
 
     def total(self, part: jax.Array) -> jax.Array:
-        """Returns the sum over the devices of what each has of its rows."""
-        return jax.lax.psum(part, self.manual) if self.manual else part
+        """Returns the sum over the devices of what each has of its rows and tokens."""
+        return jax.lax.psum(part, self.batch + self.sequence) if self.batch else part
 
 
 def policy_of(
-    shardings: Mapping[str, NamedSharding], manual: Axes, compute: str, in_float32: Sequence[str], sum_in: str
+    shardings: Mapping[str, NamedSharding], batch: Axes, sequence: Axes, compute: str, in_float32: Sequence[str], sum_in: str
 ) -> Policy:
     """Returns the policy of a model's parameters.
 
     Args:
         shardings: by path.
-        manual: axes whose collectives are written by us; (): the compiler partitions.
+        batch: axes that split the rows; (): the compiler partitions.
+        sequence: axes that split a row, over which weights are not gathered.
         compute: name of the dtype that parameters compute in.
         in_float32: patterns of paths that compute in float32 all the same.
         sum_in: name of the dtype that gradients are summed in; "compute": that of the computation.
@@ -115,8 +105,11 @@ def policy_of(
 
     def use(path: str, where: NamedSharding) -> Use:
         dtype = jnp.dtype("float32" if any(re.fullmatch(pattern, path) for pattern in in_float32) else compute)
-        return Use(dtype, dtype if sum_in == "compute" else jnp.dtype(sum_in), manual_part(where.spec, manual), manual)
+        split = tuple((axes,) if isinstance(axes, str) else tuple(axes or ()) for axes in where.spec)
+        gathered = tuple(tuple(axis for axis in axes if axis in batch) for axes in split)
+        others = tuple(axis for axis in batch + sequence if all(axis not in axes for axes in split))
+        return Use(dtype, dtype if sum_in == "compute" else jnp.dtype(sum_in), gathered, others)
 
-    if not manual and compute == "float32":
+    if not batch and compute == "float32":
         return Policy()
-    return Policy({path: use(path, where) for path, where in shardings.items()}, manual)
+    return Policy({path: use(path, where) for path, where in shardings.items()}, batch, sequence)

@@ -21,7 +21,7 @@ FSDP: Layout = {
 }  # fmt: skip
 FSDP_TENSOR: Layout = {
     "batch": ("slice", "data", "fsdp"), "in": ("fsdp",), "out": ("tensor",), "inner": ("tensor",), "back": ("fsdp",),
-    "vocab": ("fsdp",), "token": ("tensor",), "width": ("fsdp",),
+    "vocab": ("fsdp",), "token": ("tensor",), "width": ("fsdp",), "sequence": ("tensor",),
 }  # fmt: skip
 LAYOUTS = {"data": DATA, "fsdp": FSDP, "fsdp_tensor": FSDP_TENSOR}
 
