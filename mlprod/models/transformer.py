@@ -114,7 +114,7 @@ class Transformer(nnx.Module):
         rows = -(-tokens.num_ids // (ROWS * self.chunks)) * ROWS * self.chunks
         table = partial(nnx.Embed, rows, cfg.width, embedding_init=nnx.initializers.normal(cfg.width**-0.5), rngs=rngs)
         self.embed = table()
-        self.blocks = nnx.vmap(partial(Block, cfg), in_axes=0, out_axes=0)(rngs.fork(split=cfg.layers))
+        self.blocks = nnx.vmap(partial(Block, cfg), in_axes=0, out_axes=0)(rngs.split(cfg.layers))
         self.norm = nnx.RMSNorm(cfg.width, epsilon=cfg.norm_epsilon, rngs=rngs)
         self.head = None if cfg.tied else table()
 
