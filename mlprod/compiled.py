@@ -9,8 +9,9 @@ A step takes at least as long as the slowest of computing, memory and wire alone
 Latencies are in neither, so a small model's step takes longer; nor is what goes between slices over the network.
 """
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
@@ -21,9 +22,10 @@ from rich.table import Table
 from mlprod.memory import need
 from mlprod.parallel.chips import Chip
 from mlprod.parallel.flops import flops
+from mlprod.parallel.least import Least, least_bytes
 from mlprod.parallel.traffic import Traffic, traffic
 from mlprod.plan import Plan, abstract_batch, score_of, update_of
-from mlprod.state import TrainState
+from mlprod.state import TrainState, flatten
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +40,7 @@ class Compiled:
     code: int
     traffic: Traffic
     flops: float
+    least: Least | None  # that a training step must send, where its collectives are ours
 
     @property
     def memory(self) -> int:
@@ -48,9 +51,18 @@ class Compiled:
 def compile_steps(plan: Plan) -> Iterator[Compiled]:
     """Yields the training step and the evaluation step, compiled for the plan's devices."""
     state = placed_state(plan)
-    yield _compiled("train", update_of(plan), state, abstract_batch(plan, plan.order.global_batch))
-    score = score_of(plan)
-    yield _compiled("eval", score, state, abstract_batch(plan, plan.eval_order.global_batch))
+    batch = abstract_batch(plan, plan.order.global_batch)
+    yield _compiled("train", update_of(plan), state, batch, least(plan) if plan.policy.batch else None)
+    yield _compiled("eval", score_of(plan), state, abstract_batch(plan, plan.eval_order.global_batch), None)
+
+
+def least(plan: Plan) -> Least:
+    """Returns the fewest bytes that a training step must send, of a model that `Spreads` over several devices."""
+    arrays, where = ({**flatten(tree.params), **flatten(tree.tables)} for tree in (plan.abstract, plan.where))
+    shape, parts = plan.placement.mesh.shape, plan.cfg.optim.microbatches
+    rows = plan.order.global_batch // math.prod(shape[axis] for axis in plan.policy.batch)
+    gathers = {path: parts * plan.model.outline.gathers(path) for path in arrays}
+    return least_bytes(arrays, where, plan.policy, gathers, parts, plan.model.outline.exchanged(rows))
 
 
 def placed_state(plan: Plan) -> TrainState:
@@ -61,14 +73,14 @@ def placed_state(plan: Plan) -> TrainState:
     return state
 
 
-def _compiled(name: str, step: Any, state: TrainState, batch: dict[str, jax.ShapeDtypeStruct]) -> Compiled:
+def _compiled(name: str, step: Any, state: TrainState, batch: dict[str, jax.ShapeDtypeStruct], least: Least | None) -> Compiled:
     traced = step.trace(state, batch)
     program = traced.lower().compile()
     sizes, devices = program.memory_analysis(), batch["label"].sharding.mesh.size
     return Compiled(
         name=name, arguments=sizes.argument_size_in_bytes, outputs=sizes.output_size_in_bytes,
         aliased=sizes.alias_size_in_bytes, temporaries=sizes.temp_size_in_bytes, code=sizes.generated_code_size_in_bytes,
-        traffic=traffic(program.as_text(), devices), flops=flops(traced.jaxpr) / devices,
+        traffic=traffic(program.as_text(), devices), flops=flops(traced.jaxpr) / devices, least=least,
     )  # fmt: skip
 
 
@@ -89,6 +101,9 @@ def facts(step: Compiled, chip: Chip, num_slices: int) -> Iterator[tuple[str, st
     yield "  temporaries", f"{step.temporaries:,}"
     yield "  code", f"{step.code:,}"
     yield "bytes sent", f"{step.traffic.wire_bytes:,.0f}"
+    if step.least and step.least.total:
+        of = ", ".join(f"{field.name} {getattr(step.least, field.name):,.0f}" for field in fields(step.least))
+        yield "  at least", f"{step.least.total:,.0f} ({of}); {step.traffic.wire_bytes / step.least.total:.3f} times as many"
     for each in step.traffic.collectives:
         yield f"  {each.kind}", f"{each.wire_bytes:,.0f} in {each.count:,}"
     yield "bytes read and written", f"{step.traffic.memory_bytes:,.0f}"

@@ -4,6 +4,7 @@ Promise: whatever can be wrong with a config and its dataset is found here, by `
 Price: reading a manifest and tracing the model once; no device memory.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from mlprod.data.loader import batch_shapes, eval_order, train_order
 from mlprod.errors import ConfigError, DataError, LayoutError, MlprodError
 from mlprod.features import FeatureSpec
 from mlprod.manifest import Manifest
+from mlprod.models.spread import Spreads
 from mlprod.optim import build_optimizer, learning_rate
 from mlprod.order import OrderSpec, batches_per_epoch
 from mlprod.parallel.gather import Policy, policy_of
@@ -72,6 +74,7 @@ def policy_for(cfg: PrecisionConfig, where: TrainState, placement: Placement | N
     """Returns how the parameters of a state that lies `where` are used; without a placement the compiler partitions."""
     by_path, spread = {**flatten(where.params), **flatten(where.tables)}, placement is not None and placement.mesh.size > 1
     batch, sequence = (placement.axes(dim) if placement and spread else () for dim in ("batch", "sequence"))
+    sequence = tuple(axis for axis in sequence if where.step.mesh.shape[axis] > 1)
     return policy_of(by_path, batch, sequence, cfg.compute, cfg.float32, cfg.gradient_sum)
 
 
@@ -155,7 +158,9 @@ def make_plan(cfg: Config, devices: Sequence[jax.Device]) -> Plan:
         told = f"{type(error).__name__}: {error}"
         raise ConfigError(f"config.model={type(cfg.model).__name__} cannot be built for this dataset: {told}") from error
     where = shardings(abstract, model, placement)
-    policy = policy_for(cfg.precision, where, placement if model.spreads else None)
+    policy = policy_for(cfg.precision, where, placement if isinstance(model.outline, Spreads) else None)
+    if policy.sequence:
+        model.outline.check_shared(math.prod(placement.mesh.shape[axis] for axis in policy.sequence))
     plan = Plan(
         cfg=cfg, store=store, manifest=published, features=spec, order=order, eval_order=eval_order(cfg, published), steps=steps,
         model=model, optimizer=optimizer, rate=learning_rate(cfg.optim, steps), placement=placement, abstract=abstract,

@@ -46,7 +46,7 @@ class ModelDef(NamedTuple):
 
     graph: Any
     dims: Mapping[str, tuple[str, ...]]
-    spreads: bool  # a device may compute its part of the loss by itself, see `models/spread.py`
+    outline: Any  # the module, with shapes and dtypes in the place of arrays
     id_names: tuple[str, ...]  # of the features with one id a row: the first columns of a placed batch's "ids"
     id_widths: Mapping[str, int]  # of those with several, whose columns follow
     objective: Any  # what its outputs mean, an `objective.Objective`
@@ -75,7 +75,7 @@ class ModelDef(NamedTuple):
         return nnx.to_pure_dict(params), nnx.to_pure_dict(tables), nnx.to_pure_dict(rest)
 
 
-class Used(nnx.Param):
+class Used(nnx.Param[Any]):
     """A parameter or table that is read through its `use`: cast, and gathered from the devices that hold parts of it."""
 
     def get_value(self, **index: Any) -> Any:
@@ -86,7 +86,9 @@ class Used(nnx.Param):
 
 def _used(tree: Tree, uses: Mapping[str, Use]) -> Tree:
     """Returns arrays that have a use inside a variable with it."""
-    return unflatten(tree, {path: Used(leaf, use=uses[path]) if path in uses else leaf for path, leaf in flatten(tree).items()})
+    used = {path: Used(leaf, use=uses[path]) if path in uses else leaf for path, leaf in flatten(tree).items()}
+    variables: Tree = unflatten(tree, used)
+    return variables
 
 
 def path_of(keys: tuple[Any, ...]) -> str:
@@ -130,7 +132,7 @@ def define_model(cfg: ModelConfig, features: FeatureSpec) -> ModelDef:
     graph = nnx.split(model, nnx.Param, Table, ...)[0]
     names = tuple(f.name for f in features.categorical)
     widths = {f.name: f.length for f in features.sequences}
-    return ModelDef(graph, type(model).DIMS, hasattr(type(model), "spread"), names, widths, objective_of(features.target))
+    return ModelDef(graph, type(model).DIMS, model, names, widths, objective_of(features.target))
 
 
 def abstract_state(

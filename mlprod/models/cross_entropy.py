@@ -10,6 +10,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mlprod.models.spread import Spread
 
@@ -44,13 +45,14 @@ def _logits(hidden: jax.Array, part: jax.Array, ids: jax.Array, num_ids: int) ->
     return jnp.where(ids[None, :] < num_ids, logits, -jnp.inf)
 
 
+Sums = tuple[jax.Array, jax.Array, jax.Array]  # of each token: highest logit, sum of the others' exponentials, its target's
 Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 def _forward(
     hidden: jax.Array, weights: jax.Array, targets: jax.Array, num_ids: int, chunks: int, spread: Spread
 ) -> tuple[jax.Array, Residuals]:
-    def add(carry: tuple[jax.Array, ...], rows: tuple[jax.Array, jax.Array]) -> tuple[tuple[jax.Array, ...], None]:
+    def add(carry: Sums, rows: tuple[jax.Array, jax.Array]) -> tuple[Sums, None]:
         highest, total, chosen = carry
         ids, part = rows
         logits = _logits(hidden, part, ids, num_ids)
@@ -60,7 +62,7 @@ def _forward(
         return (higher, total, chosen), None
 
     none = jnp.zeros(targets.shape, jnp.float32)
-    lowest = jnp.full(targets.shape, jnp.finfo(jnp.float32).min)
+    lowest = jnp.full(targets.shape, np.finfo(np.float32).min, jnp.float32)
     (mine, total, chosen), _ = jax.lax.scan(add, (lowest, none, none), _parts(weights, chunks, spread))
     highest = spread.highest(mine)
     normalizer = highest + jnp.log(spread.total(total * jnp.exp(mine - highest)))

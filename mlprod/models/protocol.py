@@ -27,8 +27,8 @@ class Constant(nnx.Variable[Any]):
 
 class Model(Protocol):
     """What the step calls. `DIMS`: parameter path (a regular expression) -> names of its dims, for the layout.
-    `TABLES`: table path -> batch keys (templates over the path's groups) whose ids are its rows. A model with an
-    attribute `spread` lets each device compute its part of the loss by itself: see `spread.py`."""
+    `TABLES`: table path -> batch keys (templates over the path's groups) whose ids are its rows. A model that
+    `Spreads` lets each device compute its part of the loss by itself: see `spread.py`."""
 
     DIMS: ClassVar[Mapping[str, tuple[str, ...]]]
     TABLES: ClassVar[Mapping[str, tuple[str, ...]]]

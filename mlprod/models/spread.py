@@ -1,16 +1,18 @@
 """How the devices that share a row of the batch divide its work: each has some of the tokens, and a part of each large weight.
 
-A model that has an attribute `spread` is one whose devices may each compute a part of the loss by themselves: of their rows,
-which must not depend on other rows or on random keys, and, where a layout splits the dim "sequence", of their tokens. Between
-blocks a device holds its tokens; before a weight that is split by its outputs it gets all tokens (`whole`), and behind one that
-is split by its inputs the parts are added up, each device keeping its tokens (`added`): Korthikanti et al., "Reducing activation
-recomputation in large transformer models", arXiv:2205.05198. On one device, and where no layout splits a row, nothing is done.
+A model that `Spreads` is one whose devices may each compute a part of the loss by themselves: of their rows, which must not
+depend on other rows or on random keys, and, where a layout splits the dim "sequence", of their tokens. Between blocks a device
+holds its tokens; before a weight that is split by its outputs it gets all tokens (`whole`), and behind one that is split by its
+inputs the parts are added up, each device keeping its tokens (`added`): Korthikanti et al., "Reducing activation recomputation in
+large transformer models", arXiv:2205.05198. On one device, and where no layout splits a row, nothing is done.
 """
 
 from dataclasses import dataclass
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
+
+from mlprod.errors import LayoutError
 
 COLLECTIVE = "collective"  # name, for remat policies, of what came over the wire
 
@@ -49,3 +51,21 @@ class Spread:
     def total(self, x: jax.Array) -> jax.Array:
         """Returns the sum over the devices, element by element."""
         return jax.lax.psum(x, self.axes) if self.axes else x
+
+
+class Spreads:
+    """What a model says of itself that may be computed this way. Its `spread` is set where devices share rows."""
+
+    spread = Spread()
+
+    def check_shared(self, devices: int) -> None:
+        """Raises LayoutError where so many devices cannot share a row."""
+        raise LayoutError(f"{type(self).__name__} has rows that devices cannot share; take config.mesh.layout=fsdp")
+
+    def gathers(self, path: str) -> int:
+        """Returns how often a step gathers a parameter: once, and again where the backward pass computes its layer anew."""
+        return 1
+
+    def exchanged(self, rows: int) -> int:
+        """Returns how many numbers of `rows` rows' activations a step gathers or sums among the devices that share them."""
+        return 0

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mlprod.config import MUST, knob
-from mlprod.errors import ConfigError
+from mlprod.errors import ConfigError, LayoutError
 from mlprod.features import FeatureSpec
 from mlprod.models.attention import Rotation, attend, positions, rotated, rotation
 from mlprod.models.cross_entropy import token_losses
 from mlprod.models.protocol import Batch, Sums
-from mlprod.models.spread import COLLECTIVE, Spread
+from mlprod.models.spread import COLLECTIVE, Spread, Spreads
 
 # What a block keeps of its forward pass for the backward pass; the rest is computed again.
 REMAT: Mapping[str, Callable[[Any], Any]] = {
@@ -93,7 +93,7 @@ class Block(nnx.Module):
         return h + spread.added(self.down(jax.nn.silu(self.gate(x)) * self.up(x)))
 
 
-class Transformer(nnx.Module):
+class Transformer(Spreads, nnx.Module):
     """Hidden states of packed tokens, and the loss of the next token."""
 
     DIMS: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -104,12 +104,11 @@ class Transformer(nnx.Module):
         r"norm/scale": ("norm",),
     }
     TABLES: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    spread = Spread()
 
     def __init__(self, cfg: TransformerConfig, features: FeatureSpec, rngs: nnx.Rngs) -> None:
         """The embedding starts normal with deviation 1/sqrt(width), as the output layer does."""
         (tokens,) = (f for f in features.sequences if f.name == "tokens")
-        self.cfg, self.num_ids = cfg, tokens.num_ids
+        self.cfg, self.num_ids, self.length = cfg, tokens.num_ids, tokens.length - 1
         self.chunks = -(-tokens.num_ids // cfg.vocab_chunk)
         rows = -(-tokens.num_ids // (ROWS * self.chunks)) * ROWS * self.chunks
         table = partial(nnx.Embed, rows, cfg.width, embedding_init=nnx.initializers.normal(cfg.width**-0.5), rngs=rngs)
@@ -118,17 +117,35 @@ class Transformer(nnx.Module):
         self.norm = nnx.RMSNorm(cfg.width, epsilon=cfg.norm_epsilon, rngs=rngs)
         self.head = None if cfg.tied else table()
 
+    def check_shared(self, devices: int) -> None:
+        """Raises LayoutError where so many devices do not divide heads, the MLP or the tokens of a row."""
+        sizes = {f"model.{name}": getattr(self.cfg, name) for name in ("heads", "kv_heads", "hidden")}
+        for name, size in {**sizes, "etl.label.length": self.length}.items():
+            if size % devices:
+                way = "lower it, or take config.mesh.layout=fsdp"
+                raise LayoutError(f"config.mesh.tensor={devices} does not divide config.{name}={size}; {way}")
+
+    def gathers(self, path: str) -> int:
+        """Returns 2 of a block's weights unless nothing is computed again, 1 of the others."""
+        return 2 if path.startswith("blocks/") and self.cfg.remat != "none" else 1
+
+    def exchanged(self, rows: int) -> int:
+        """Returns, for `rows` rows: before and behind attention and MLP of each block and once more for the embedding and for the
+        loss, forward and backward."""
+        return (8 * self.cfg.layers + 4) * rows * self.length * self.cfg.width
+
     def __call__(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Returns hidden states [B, T, width] of this device's tokens; the last of each row only follows, and has none."""
         tokens, segments = batch["tokens"][:, :-1], batch["segments"][:, :-1]
         turn = rotation(positions(segments), self.cfg.head_width, self.cfg.rope_base)
         graph, arrays = nnx.split(self.blocks)
 
-        def block(h: jax.Array, layer: nnx.State) -> tuple[jax.Array, None]:
+        def block(h: jax.Array, layer: Any) -> tuple[jax.Array, None]:
             return nnx.merge(graph, layer)(h, turn, segments, self.spread), None
 
         h, _ = jax.lax.scan(REMAT[self.cfg.remat](block), self._embedded(tokens), arrays)
-        return self.norm(h)
+        states: jax.Array = self.norm(h)
+        return states
 
     def _embedded(self, tokens: jax.Array) -> jax.Array:
         """Returns [B, T, width] of this device's tokens, from int32[B, T] ids of all and the rows that this device has."""
