@@ -50,10 +50,15 @@ class Compiled:
 
 def compile_steps(plan: Plan) -> Iterator[Compiled]:
     """Yields the training step and the evaluation step, compiled for the plan's devices."""
-    state = placed_state(plan)
+    yield compile_training(plan)
+    batch = abstract_batch(plan, plan.eval_order.global_batch)
+    yield _compiled("eval", score_of(plan), placed_state(plan), batch, None)
+
+
+def compile_training(plan: Plan) -> Compiled:
+    """Returns the training step, compiled for the plan's devices."""
     batch = abstract_batch(plan, plan.order.global_batch)
-    yield _compiled("train", update_of(plan), state, batch, least(plan) if plan.policy.batch else None)
-    yield _compiled("eval", score_of(plan), state, abstract_batch(plan, plan.eval_order.global_batch), None)
+    return _compiled("train", update_of(plan), placed_state(plan), batch, least(plan) if plan.policy.batch else None)
 
 
 def least(plan: Plan) -> Least:

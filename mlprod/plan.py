@@ -141,6 +141,11 @@ def make_plan(cfg: Config, devices: Sequence[jax.Device]) -> Plan:
     except OSError as error:  # not there, no access, or a remote store that stayed down
         told = " ".join(str(error).split())
         raise DataError(f"config.dataset={cfg.dataset!r} cannot be read: {told}; check the address and your access") from error
+    return plan_of(cfg, devices, store, published, spec)
+
+
+def plan_of(cfg: Config, devices: Sequence[jax.Device], store: Store, published: Manifest, spec: FeatureSpec) -> Plan:
+    """Checks a config against a dataset that is as its manifest and transform say, and the devices: see `make_plan`."""
     if cfg.loss.class_weight == "balanced" and spec.target.task == "binary" and not 0 < spec.target.mean < 1:
         raise DataError(f"{cfg.dataset} says nothing of its classes' shares, which loss.class_weight needs; build it anew")
     if cfg.eval.patience and not published.num_rows("eval"):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
+from mlprod.collectives import gathered, sum_scattered
 from mlprod.errors import LayoutError
 
 COLLECTIVE = "collective"  # name, for remat policies, of what came over the wire
@@ -25,15 +26,11 @@ class Spread:
 
     def whole(self, mine: jax.Array) -> jax.Array:
         """Returns all tokens [B, T, ...] of this device's [B, T / n, ...]."""
-        for axis in reversed(self.axes):
-            mine = jax.lax.all_gather(mine, axis, axis=1, tiled=True)
-        return checkpoint_name(mine, COLLECTIVE) if self.axes else mine
+        return checkpoint_name(gathered(mine, self.axes, 1), COLLECTIVE) if self.axes else mine
 
     def added(self, part: jax.Array) -> jax.Array:
         """Returns this device's tokens [B, T / n, ...] of the sum of all devices' [B, T, ...]."""
-        for axis in self.axes:
-            part = jax.lax.psum_scatter(part, axis, scatter_dimension=1, tiled=True)
-        return checkpoint_name(part, COLLECTIVE) if self.axes else part
+        return checkpoint_name(sum_scattered(part, self.axes, 1), COLLECTIVE) if self.axes else part
 
     def mine(self, whole: jax.Array) -> jax.Array:
         """Returns this device's tokens [B, T / n, ...] of [B, T, ...], which every device has."""

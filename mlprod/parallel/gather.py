@@ -6,8 +6,7 @@ of what is left over the others. Models do not know of it: a parameter that is r
 Price: everything runs in `shard_map`, each device on its rows of the batch. What is computed across rows, or from random keys,
 would differ from the compiler's own partition (`models/spread.py` says which models are free of both).
 
-Why one collective an axis: on a TPU's torus a reduce-scatter over an axis of several dimensions is compiled to an all-reduce and
-a slice, twice the bytes, and the compiler's own partition of such a program asks for it (docs/tpu.md has the figures).
+Why not leave it to the compiler: its own partition sums gradients by all-reduces, twice the bytes and more (docs/tpu.md).
 """
 
 import re
@@ -20,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-Axes = tuple[str, ...]
+from mlprod.collectives import Axes, gathered, sum_scattered
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +41,7 @@ class Use:
 def _whole(part: jax.Array, dtype: Any, sum_dtype: Any, split: tuple[Axes, ...], others: Axes) -> jax.Array:
     whole = part.astype(dtype)
     for dim, axes in enumerate(split):
-        for axis in reversed(axes):
-            whole = jax.lax.all_gather(whole, axis, axis=dim, tiled=True)
+        whole = gathered(whole, axes, dim)
     return whole
 
 
@@ -56,8 +54,7 @@ def _whole_backward(
 ) -> tuple[jax.Array]:
     part = gradient.astype(sum_dtype)
     for dim, axes in enumerate(split):
-        for axis in axes:
-            part = jax.lax.psum_scatter(part, axis, scatter_dimension=dim, tiled=True)
+        part = sum_scattered(part, axes, dim)
     return ((jax.lax.psum(part, others) if others else part).astype(jnp.float32),)
 
 
