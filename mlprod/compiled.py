@@ -66,7 +66,7 @@ def least(plan: Plan) -> Least:
     arrays, where = ({**flatten(tree.params), **flatten(tree.tables)} for tree in (plan.abstract, plan.where))
     shape, parts = plan.placement.mesh.shape, plan.cfg.optim.microbatches
     rows = plan.order.global_batch // math.prod(shape[axis] for axis in plan.policy.batch)
-    gathers = {path: parts * plan.model.outline.gathers(path) for path in arrays}
+    gathers = {path: plan.model.outline.gathers(path, parts) for path in arrays}
     return least_bytes(arrays, where, plan.policy, gathers, parts, plan.model.outline.exchanged(rows))
 
 

@@ -59,8 +59,8 @@ class Spreads:
         """Raises LayoutError where so many devices cannot share a row."""
         raise LayoutError(f"{type(self).__name__} has rows that devices cannot share; take config.mesh.layout=fsdp")
 
-    def gathers(self, path: str) -> int:
-        """Returns how often a step gathers a parameter: once, and again where the backward pass computes its layer anew."""
+    def gathers(self, path: str, microbatches: int) -> int:
+        """Returns how often a step must gather a parameter: once, if it can stay gathered to the end of the step."""
         return 1
 
     def exchanged(self, rows: int) -> int:

@@ -125,9 +125,9 @@ class Transformer(Spreads, nnx.Module):
                 way = "lower it, or take config.mesh.layout=fsdp"
                 raise LayoutError(f"config.mesh.tensor={devices} does not divide config.{name}={size}; {way}")
 
-    def gathers(self, path: str) -> int:
-        """Returns 2 of a block's weights unless nothing is computed again, 1 of the others."""
-        return 2 if path.startswith("blocks/") and self.cfg.remat != "none" else 1
+    def gathers(self, path: str, microbatches: int) -> int:
+        """Returns 1, but of a block's weights once a microbatch, and again where the backward pass computes the block anew."""
+        return microbatches * (1 if self.cfg.remat == "none" else 2) if path.startswith("blocks/") else 1
 
     def exchanged(self, rows: int) -> int:
         """Returns, for `rows` rows: before and behind attention and MLP of each block and once more for the embedding and for the
