@@ -8,12 +8,12 @@ Price: two traces of the model. What one step of the program needs for a moment 
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from mlprod.config import MeshConfig
 from mlprod.errors import ConfigError
@@ -21,7 +21,7 @@ from mlprod.parallel.chips import CHIPS, padded_bytes
 from mlprod.parallel.layouts import LAYOUTS, Placement
 from mlprod.parallel.mesh import make_mesh
 from mlprod.plan import Plan, abstract_batch, policy_for
-from mlprod.state import TrainState, flatten, shardings
+from mlprod.state import TrainState, define_model, flatten, shardings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,8 +96,7 @@ def batch_bytes(plan: Plan, num_rows: int) -> int:
 def activation_bytes(plan: Plan) -> int:
     """Returns the bytes on one device of what the backward pass keeps: what grows with the batch, from two sizes of it."""
     size = plan.order.global_batch // plan.cfg.optim.microbatches
-    kept = _kept_bytes(plan, 2 * size) - _kept_bytes(plan, size)
-    return kept // _batch_parts(plan)
+    return _kept_bytes(plan, 2 * size) - _kept_bytes(plan, size)
 
 
 def _batch_parts(plan: Plan) -> int:
@@ -106,7 +105,7 @@ def _batch_parts(plan: Plan) -> int:
 
 
 def _kept_bytes(plan: Plan, num_rows: int) -> int:
-    """Returns the bytes, of all devices, of what the loss's `vjp` carries from the forward to the backward pass.
+    """Returns the bytes on one device of what the loss's `vjp` carries from the forward to the backward pass.
 
     Raises:
         ConfigError: the model or its loss cannot be traced.
@@ -116,29 +115,32 @@ def _kept_bytes(plan: Plan, num_rows: int) -> int:
         batch = plan.model.named(placed)
 
         def mean_loss(trained: dict[str, Any]) -> jax.Array:
-            module = plan.model.merge(trained["params"], trained["tables"], model_state, cast)
+            module = plan.model.merge(trained["params"], trained["tables"], model_state, plan.policy)
             total, weight = module.loss(module(batch, rngs=nnx.Rngs(dropout=key)), batch)["loss"]
             mean: jax.Array = total / weight
             return mean
 
         return jax.vjp(mean_loss, trained)[1]
 
-    trained, cast = (
-        {"params": plan.abstract.params, "tables": plan.abstract.tables},
-        policy_for(plan.cfg.precision, plan.where, None),
+    trained = {"params": plan.abstract.params, "tables": plan.abstract.tables}
+    whole, held = (
+        PartitionSpec(),
+        jax.tree.map(lambda where: where.spec, {"params": plan.where.params, "tables": plan.where.tables}),
     )
+    on_device = plan.policy.on_each_device(kept, plan.placement.mesh, (held, whole, plan.policy.rows, whole), whole)
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
     batch = abstract_batch(plan, num_rows)
     try:
-        leaves = jax.tree.leaves(jax.eval_shape(kept, trained, plan.abstract.model_state, batch, key))
+        leaves = jax.tree.leaves(jax.eval_shape(on_device, trained, plan.abstract.model_state, batch, key))
     except Exception as error:  # the user's own model: whatever it raises is theirs to read
         told = f"{type(error).__name__}: {error}"
         raise ConfigError(f"config.model={type(plan.cfg.model).__name__} fails on this dataset's batches: {told}") from error
-    return sum(int(math.prod(leaf.shape)) * int(leaf.dtype.itemsize) for leaf in leaves)
+    parts = 1 if plan.policy.batch else _batch_parts(plan)  # as the devices see them, or as the compiler will split them
+    return sum(int(math.prod(leaf.shape)) * int(leaf.dtype.itemsize) for leaf in leaves) // parts
 
 
 def savings(plan: Plan, now: Need) -> Iterator[Saving]:
-    """Yields what would need fewer bytes on each device, and by how many: another layout, smaller batches."""
+    """Yields what would need fewer bytes on each device, and by how many: another layout, precision, remat or batch."""
     if plan.placement.mesh.size > plan.cfg.mesh.slice:
         split = MeshConfig(slice=plan.cfg.mesh.slice, data=1, fsdp=(-1,))
         placement = Placement(make_mesh(split, list(plan.placement.mesh.devices.flat)), LAYOUTS["fsdp"])
@@ -146,6 +148,10 @@ def savings(plan: Plan, now: Need) -> Iterator[Saving]:
         saved = now.state + now.gradients - sum(parts.values()) - parts["parameters"] - parts["tables"]
         if saved > 0:
             yield Saving("config.mesh.layout=fsdp, data=1, fsdp=-1: parameters split over all devices of a slice", saved)
+    for change, other in _leaner(plan):
+        less = now.activations - activation_bytes(other)
+        if less > 0:
+            yield Saving(change, less)
     on_device, size = 1 + plan.cfg.loader.on_device, plan.order.global_batch
     more = 2 * plan.cfg.optim.microbatches
     less = now.activations // 2 - (now.gradients if more == 2 else 0)
@@ -156,6 +162,17 @@ def savings(plan: Plan, now: Need) -> Iterator[Saving]:
         yield Saving(f"config.loader.global_batch={size // 2}, half of it: another run", now.activations // 2 + batches)
     if on_device > 2:
         yield Saving("config.loader.on_device=1", (on_device - 2) * batch_bytes(plan, size))
+
+
+def _leaner(plan: Plan) -> Iterator[tuple[str, Plan]]:
+    """Yields (change, plan) of what keeps less of the forward pass: half the precision, all of a block computed again."""
+    if plan.cfg.precision.compute != "bfloat16":
+        half = replace(plan.cfg.precision, compute="bfloat16")
+        placement = plan.placement if plan.policy.batch else None
+        yield "config.precision.compute=bfloat16: another run", replace(plan, policy=policy_for(half, plan.where, placement))
+    if getattr(plan.cfg.model, "remat", "full") != "full":
+        model = define_model(replace(plan.cfg.model, remat="full"), plan.features)
+        yield "config.model.remat=full: slower", replace(plan, model=model)
 
 
 def device_bytes(device: jax.Device) -> int | None:

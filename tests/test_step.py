@@ -1,6 +1,7 @@
 """The step: pure, compiled once, donated, keyed by (seed, step), and never walking nnx's graph."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mlprod.config import MeshConfig, OptimConfig
+from mlprod.config import MeshConfig, OptimConfig, PrecisionConfig
 from mlprod.data.loader import train_batches
 from mlprod.errors import ConfigError, LayoutError
 from mlprod.models.mlp import MLPConfig
@@ -122,6 +123,27 @@ def test_each_microbatch_has_its_own_dropout(make_config: MakeConfig) -> None:
         expected.append(float(module.loss(module(rows, rngs=nnx.Rngs(dropout=key)), rows)["loss"][0]))
     _, sums = update_of(plan)(state, batch)
     assert float(unpack(fetch(sums))["loss"]) == pytest.approx(sum(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_multiplies_in_it(make_config: MakeConfig, family: str) -> None:
+    """Every layer's product has bfloat16 factors, but those of a part that the config leaves in float32; losses differ by so much."""
+
+    def dots(precision: PrecisionConfig) -> tuple[set[str], float]:
+        plan = make_plan(make_config(model=FAMILIES[family], precision=precision), jax.devices()[:1])
+        (batch,), state = batches(plan, 1), fresh(plan)
+        text = update_of(plan).trace(state, batch).lower().as_text()
+        layers = re.findall(r"dot_general .*?: \(tensor<\d+x(?:\d+x)*\d+x(\w+)>", text)
+        words = unpack(np.asarray(update_of(plan)(state, batch)[1]))
+        return set(layers), float(words["loss"]) / float(words["weight"])
+
+    whole, half = dots(PrecisionConfig()), dots(PrecisionConfig(compute="bfloat16"))
+    assert whole[0] == {"f32"}
+    assert "bf16" in half[0]
+    assert half[0] <= ({"bf16"} if family == "mlp" else {"bf16", "f32"})  # pieces of numbers are placed in float32
+    assert half[1] == pytest.approx(whole[1], rel=0.02)
+    assert half[1] != whole[1]
+    assert "f32" in dots(PrecisionConfig(compute="bfloat16", float32=("head/.*",)))[0]
 
 
 def test_microbatches_must_divide(make_config: MakeConfig) -> None:

@@ -1,11 +1,20 @@
 """Layers that more than one family uses."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from mlprod.features import FeatureSpec
 from mlprod.models.protocol import Constant, Table
+
+
+def in_weights_dtype(arrays: tuple[Any, ...], *, dtype: Any = None) -> tuple[Any, ...]:
+    """Returns (input, kernel, ...) with the input in the kernel's dtype, for `nnx.Linear(promote_dtype=...)`: what comes in is
+    float32, and would otherwise make the layer compute in it."""
+    x, kernel, *others = arrays
+    return (x.astype(kernel.dtype), kernel, *others)
 
 
 class Standardize(nnx.Module):

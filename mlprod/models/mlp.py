@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ from flax import nnx
 
 from mlprod.config import MUST, knob
 from mlprod.features import FeatureSpec
-from mlprod.models.layers import Embedding, Standardize
+from mlprod.models.layers import Embedding, Standardize, in_weights_dtype
 from mlprod.models.protocol import Batch, Sums
 from mlprod.objective import objective_of, weighted
 
@@ -55,10 +56,11 @@ class MLP(nnx.Module):
         self.standardize = Standardize(features, cfg.clip)
         self.embed = nnx.Dict({f.name: Embedding(f.num_ids, widths[f.name], rngs) for f in features.categorical})
         sizes = [len(features.numeric) + sum(widths.values()), *cfg.hidden]
-        self.hidden = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in pairwise(sizes)])
+        linear = partial(nnx.Linear, promote_dtype=in_weights_dtype, rngs=rngs)
+        self.hidden = nnx.List([linear(a, b) for a, b in pairwise(sizes)])
         self.dropout = nnx.Dropout(cfg.dropout)
         self.objective = objective_of(features.target)
-        self.head = nnx.Linear(sizes[-1], self.objective.num_outputs, rngs=rngs)
+        self.head = linear(sizes[-1], self.objective.num_outputs)
 
     def __call__(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Returns outputs, see `objective.py`; dropout is on where `rngs` is given."""

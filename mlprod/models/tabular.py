@@ -11,6 +11,7 @@ arXiv:2410.24210, where members differ from the input on: behind the first layer
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar
 
@@ -22,7 +23,7 @@ from flax import nnx
 from mlprod.config import MUST, knob
 from mlprod.errors import ConfigError
 from mlprod.features import Feature, FeatureSpec
-from mlprod.models.layers import Embedding
+from mlprod.models.layers import Embedding, in_weights_dtype
 from mlprod.models.mlp import embedding_width
 from mlprod.models.protocol import Batch, Constant, Sums
 from mlprod.objective import objective_of, weighted
@@ -120,7 +121,8 @@ class Tabular(nnx.Module):
         self.embed = nnx.Dict({f.name: Embedding(f.num_ids, widths[f.name], rngs) for f in features.categorical})
         numbers = len(features.numeric) * (1 + cfg.embedding)
         sizes, he = [numbers + sum(widths.values()), *cfg.hidden], nnx.initializers.he_normal()
-        self.hidden = nnx.List([nnx.Linear(a, b, use_bias=False, kernel_init=he, rngs=rngs) for a, b in pairwise(sizes)])
+        linear = partial(nnx.Linear, use_bias=False, kernel_init=he, promote_dtype=in_weights_dtype, rngs=rngs)
+        self.hidden = nnx.List([linear(a, b) for a, b in pairwise(sizes)])
         self.member_scale = nnx.Param(1 + 0.5 * jax.random.normal(rngs.params(), (cfg.members, sizes[1])))
         self.biases = nnx.List([Bias(cfg.members, size, 0.0 if i else 0.3, rngs) for i, size in enumerate(sizes[1:])])
         self.dropout = nnx.Dropout(cfg.dropout, broadcast_dims=(1,))  # members lose the same units
