@@ -184,6 +184,13 @@ def shardings(state: TrainState, model: ModelDef, placement: Placement) -> Train
     return tree
 
 
+def creator(
+    model: ModelDef, cfg: ModelConfig, features: FeatureSpec, optimizer: optax.GradientTransformation, where: TrainState
+) -> Any:
+    """Returns the jitted program that makes a fresh state of a random key on the devices; `where`: shardings of its arrays."""
+    return jax.jit(_initializer(model, cfg, features, optimizer, bool(where.average)), out_shardings=where)
+
+
 def create(
     model: ModelDef,
     cfg: ModelConfig,
@@ -193,7 +200,5 @@ def create(
     seed: int,
 ) -> TrainState:
     """Returns a fresh state on the devices; `where`: the shardings of its arrays."""
-    state: TrainState = jax.jit(_initializer(model, cfg, features, optimizer, bool(where.average)), out_shardings=where)(
-        jax.random.key(seed)
-    )
+    state: TrainState = creator(model, cfg, features, optimizer, where)(jax.random.key(seed))
     return state

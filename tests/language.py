@@ -1,6 +1,6 @@
 """Packed rows made of random tokens, and the training step of a small transformer over them, without a dataset."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from mlprod.parallel.layouts import LAYOUTS, Placement
 from mlprod.parallel.mesh import make_mesh
 from mlprod.parallel.place import to_devices
 from mlprod.plan import policy_for
-from mlprod.state import ModelDef, TrainState, abstract_state, create, define_model, shardings
+from mlprod.state import ModelDef, TrainState, abstract_state, creator, define_model, shardings
 from mlprod.step import Update, compile_update, unpack
 
 LENGTH, NUM_IDS, ROWS = 32, 257, 16
@@ -57,7 +57,12 @@ class Trainer(NamedTuple):
     abstract: TrainState
     where: TrainState
     update: Update
-    fresh: Callable[[], TrainState]
+    create: Any  # the jitted program that makes a fresh state of a key
+
+    def fresh(self) -> TrainState:
+        """Returns a fresh state."""
+        state: TrainState = self.create(jax.random.key(0))
+        return state
 
     def put(self, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Returns rows as a global batch on the devices."""
@@ -93,11 +98,7 @@ def trainer(
     policy = policy_for(precision or PrecisionConfig(), where, placement if spread else None)
     rate = learning_rate(OPTIM, STEPS)
     update = compile_update(model, optimizer, rate, 0, where, placement, policy, microbatches=microbatches)
-
-    def fresh() -> TrainState:
-        return create(model, cfg, features, optimizer, where, 0)
-
-    return Trainer(model, placement, policy, abstract, where, update, fresh)
+    return Trainer(model, placement, policy, abstract, where, update, creator(model, cfg, features, optimizer, where))
 
 
 def shapes_of(made: Trainer, rows: int, length: int) -> tuple[TrainState, dict[str, Any]]:

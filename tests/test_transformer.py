@@ -1,6 +1,7 @@
 """The transformer: equal to plain lines on any layout, causal, its documents apart, and no logits or float32 weights in whole."""
 
 import dataclasses
+import math
 import re
 
 import jax
@@ -167,6 +168,18 @@ def test_weights_cross_the_wire_in_the_dtype_they_compute_in(mesh: MeshConfig) -
     assert sent(PrecisionConfig(compute="bfloat16", gradient_sum="float32"))["gathered"] == {"bf16"}
     assert "f32" in sent(PrecisionConfig(compute="bfloat16", float32=("head/.*",)))["gathered"]
     assert sent(PrecisionConfig())["gathered"] == {"f32"}
+
+
+@pytest.mark.parametrize("mesh", [MESHES["fsdp8"], MESHES["fsdp4-tensor2"]], ids=["fsdp8", "fsdp4-tensor2"])
+def test_no_device_ever_holds_an_array_in_whole(mesh: MeshConfig) -> None:
+    """What creates the state gives each device its part, and has less room besides than the largest array takes."""
+    sizes = {"layers": 4, "width": 1024, "heads": 16, "kv_heads": 8, "head_width": 64, "hidden": 2816, "vocab_chunk": 8192}
+    made = trainer(dataclasses.replace(SMALL, **sizes), mesh, jax.devices(), features=text_features(num_ids=8000))
+    memory = made.create.lower(jax.random.key(0)).compile().memory_analysis()
+    pairs = list(zip(*map(jax.tree.leaves, (made.abstract, made.where)), strict=True))
+    held = sum(math.prod(where.shard_shape(array.shape)) * array.dtype.itemsize for array, where in pairs)
+    assert memory.output_size_in_bytes < 1.01 * held
+    assert memory.temp_size_in_bytes < max(array.size * array.dtype.itemsize for array, _ in pairs)
 
 
 def test_half_precision_learns_nearly_the_same(one: list[float]) -> None:
