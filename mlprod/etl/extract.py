@@ -23,7 +23,7 @@ from mlprod.etl.bad_rows import Bad, sorted_out
 from mlprod.etl.derive import check_hook, derive
 from mlprod.etl.files import Copies
 from mlprod.etl.identity import rows_bytes
-from mlprod.etl.label import label_column, said
+from mlprod.etl.label import label_column, said, spilled_as
 from mlprod.etl.lookups import LookupTable, read_lookup
 from mlprod.etl.schema import FLOAT32_MAX, Loose, beyond_float32, hashable
 from mlprod.etl.settle import KEY, LABEL, ROW, SPLIT, key_hashes
@@ -45,6 +45,7 @@ def renamed(etl: EtlConfig, rows: pa.Table) -> pa.Table:
 
 def _hashed(etl: EtlConfig, rows: pa.Table) -> pa.Table:
     """Returns the rows with row hash, key hash where there is a key, and split."""
+    columns = rows.column_names
     extracted = [c.name for c in etl.columns if not c.derived]
     row = hash_columns({n: hashable(rows[n]) for n in [*extracted, etl.label.column]}, rows.num_rows, etl.hash_seed)
     key = hash_columns({n: hashable(rows[n]) for n in etl.key}, rows.num_rows, etl.hash_seed) if etl.key else row
@@ -54,7 +55,7 @@ def _hashed(etl: EtlConfig, rows: pa.Table) -> pa.Table:
         added |= {KEY[0]: key.hi, KEY[1]: key.lo}
     for name, values in added.items():
         rows = rows.append_column(name, values if isinstance(values, pa.ChunkedArray) else pa.array(values))
-    return rows
+    return rows if spilled_as(etl.label) in columns else rows.drop_columns([etl.label.column])
 
 
 def _check_values(etl: EtlConfig, rows: pa.Table) -> None:
