@@ -372,6 +372,8 @@ def _show_changed_rows(old_store: Store, old: Manifest, new_store: Store, new: M
         _line(console, f"rows cannot be told apart by their ids: {unlike}")
         return
     told = f"key ({', '.join(new.config['key'])})" if new.config["key"] else "values"
+    if any(c.kind == "sequence" for c in new.columns):
+        told = "first tokens, which are the same of the same documents"
     _line(console, f"{sum(found.both.values()):,} rows are in both by their {told}; {found.moved:,} of them in another split")
     for (a, b), rows in found.both.items():
         if a != b and rows:

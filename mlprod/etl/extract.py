@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import partial, singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlprod import manifest
-from mlprod.config import Column, EtlConfig
+from mlprod.config import AnyLabel, Column, EtlConfig, NextToken
+from mlprod.cores import num_cores
 from mlprod.errors import DataError
 from mlprod.etl import bad_rows, report, sources, spill, split
 from mlprod.etl.bad_rows import Bad, sorted_out
 from mlprod.etl.derive import check_hook, derive
 from mlprod.etl.files import Copies
-from mlprod.etl.identity import rows_bytes
+from mlprod.etl.identity import Identity, rows_bytes
 from mlprod.etl.label import label_column, said, spilled_as
 from mlprod.etl.lookups import LookupTable, read_lookup
 from mlprod.etl.schema import FLOAT32_MAX, Loose, beyond_float32, hashable
@@ -109,6 +110,20 @@ class Reading:
                 for lookup in self.lookups:
                     rows = lookup.join(rows)
                 yield rows, [row | {"where": self.copies.original(row["where"])} for row in bad]
+
+
+@singledispatch
+def sized(label: AnyLabel, etl: EtlConfig, identity: Identity) -> tuple[EtlConfig, Identity]:
+    """Returns the config with chunks that memory can hold, and how large all rows are: what long texts change."""
+    return etl, identity
+
+
+@sized.register
+def _(label: NextToken, etl: EtlConfig, identity: Identity) -> tuple[EtlConfig, Identity]:
+    size = identity.expected_bytes + sources.text_bytes(etl.source, identity.rows)
+    held = etl.memory_bytes // (etl.workers or num_cores()) // HELD
+    fitting = max(held * max(identity.rows, 1) // max(size, 1), 1)
+    return replace(etl, chunk_rows=min(etl.chunk_rows, fitting)), replace(identity, expected_bytes=size)
 
 
 def plan_reading(etl: EtlConfig, tasks: Tasks, expected_bytes: int) -> Reading:

@@ -21,7 +21,7 @@ from mlprod.console import PhaseLines
 from mlprod.cores import num_cores
 from mlprod.errors import DataError, WorkdirError
 from mlprod.etl import infer, report, sources, tokenize
-from mlprod.etl.extract import extract, plan_reading, source_columns
+from mlprod.etl.extract import extract, plan_reading, sized, source_columns
 from mlprod.etl.identity import Identity
 from mlprod.etl.label import label_column
 from mlprod.etl.lookups import lookup_identity
@@ -94,14 +94,15 @@ def _build(
 ) -> Manifest:
     """Does the tasks that are left, and publishes."""
     dataset, workers = Path(cfg.dataset), cfg.etl.workers or num_cores()
+    etl, identity = sized(cfg.etl.label, cfg.etl, identity)
     check_folders(dataset)
     sweep(dataset, work)
     check_room(dataset, work, identity.expected_bytes)
     work.mkdir(parents=True, exist_ok=True, mode=0o700)
     with pool_of(cfg.etl.executor, workers) as pool:
         tasks = Tasks(work, workers, lines, pool)
-        reading = plan_reading(cfg.etl, tasks, identity.expected_bytes)
-        etl, reading, types = infer.resolved(cfg.etl, tasks, reading)
+        reading = plan_reading(etl, tasks, identity.expected_bytes)
+        etl, reading, types = infer.resolved(etl, tasks, reading)
         etl = sendable(etl)
         extracted = extract(etl, tasks, reading)
         if not sources.unchanged(etl.source, names, identity):

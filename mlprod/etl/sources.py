@@ -16,7 +16,7 @@ import pyarrow as pa
 from mlprod.config import Column, CsvSource, JsonLinesSource, ParquetSource, SqlSource, TextSource
 from mlprod.etl import blocks, columnar, ranges, text_files
 from mlprod.etl.connection import reached_before
-from mlprod.etl.csv_files import about_rows, csv_chunks, csv_places, row_bytes
+from mlprod.etl.csv_files import UNPACKED, about_rows, csv_chunks, csv_places, row_bytes
 from mlprod.etl.files import Copies, Told, copy_plain, files_of, is_plain, places, stamps, told_of_file, untold
 from mlprod.etl.identity import Identity, of_files
 from mlprod.etl.schema import Loose
@@ -153,6 +153,26 @@ def extent(source: Any) -> tuple[int, int, int]:
 def _there(path: str) -> list[str]:
     """Returns the files that a path names and that are there; a missing one is told of where it is read."""
     return [name for name in files_of(path) if is_remote(name) or Path(name).is_file()]
+
+
+TEXT_BYTES = 4096  # of a text in a database, where nothing says how long texts are
+
+
+@singledispatch
+def text_bytes(source: Any, rows: int) -> int:
+    """Returns about how many bytes the texts of a source of so many rows take, besides what its identity reckons a value."""
+    names = [(name, is_plain(name, "utf-8") and not isinstance(source, ParquetSource)) for name in _there(source.path)]
+    return sum(stamps(name)[0][0] * (1 if plain else UNPACKED) for name, plain in names)
+
+
+@text_bytes.register
+def _(source: SqlSource, rows: int) -> int:
+    return rows * TEXT_BYTES
+
+
+@text_bytes.register
+def _(source: TextSource, rows: int) -> int:
+    return 0  # its identity knows them
 
 
 @singledispatch
