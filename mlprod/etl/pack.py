@@ -224,7 +224,7 @@ def shuffle_bucket(work: Path, packed: spill.Index, name: str) -> dict[str, Any]
 def planned(total: int, memory_bytes: int, workers: int) -> dict[str, int]:
     """Returns how a build packs: the first bits of the hash that buckets are cut by, and the tokens of a block."""
     each = memory_bytes // workers
-    return {"bits": spill.num_bits(16 * total, each), "block": min(max(each // 64, 1 << 12), 1 << 22)}
+    return {"bits": spill.num_bits(16 * total, each), "block": min(max(each // 16, 1 << 12), 1 << 22)}
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ from mlprod.etl.settle import LABEL, ROW_ID
 from mlprod.etl.shards import ShardWriter
 from mlprod.features import Feature, FeatureSpec, Target, apply
 from mlprod.features import Sequence as Ids
-from mlprod.hashing import ByteValues, FixedValues, Hash128, Values, hash_columns, hash_sum, mix_hash
+from mlprod.hashing import FixedValues, Hash128, hash_columns, hash_sum, matrix_words, mix_hash
 from mlprod.manifest import Shard, StoredColumn, shard_of
 
-AT_ONCE, VALUES_AT_ONCE = 1 << 16, 1 << 22  # rows, and ids, that are encoded and hashed together, where a group has not more
+AT_ONCE, VALUES_AT_ONCE = 1 << 16, 1 << 20  # rows, and ids, that are encoded and hashed together, where a group has not more
 PACKED = {
     "numeric": ("packed_float32", np.dtype(np.float32)),
     "categorical": ("packed_int32", np.dtype(np.int32)),
@@ -302,11 +302,12 @@ class FileWriter:
         return pa.table(columns, schema=self._schema)
 
 
-def _words(array: np.ndarray) -> Values:
-    """Returns stored values [B] of a 4- or 8-byte dtype as words, rows [B, W] of them as bytes."""
+def _words(array: np.ndarray) -> FixedValues:
+    """Returns stored values [B] of a 4- or 8-byte dtype as words, rows [B, W] of them as a word each."""
     array = np.ascontiguousarray(array)
     if array.ndim > 1:
-        offsets = np.arange(len(array) + 1) * (array.nbytes // max(len(array), 1))
-        return ByteValues(array.reshape(-1).view(np.uint8), offsets, np.ones(len(array), bool))
+        odd = array.shape[1] * array.dtype.itemsize % 8 // array.dtype.itemsize
+        whole = np.pad(array, ((0, 0), (0, odd))).view(np.uint64)
+        return FixedValues(matrix_words(whole), np.ones(len(array), bool))
     unsigned = array.view(np.uint32 if array.dtype.itemsize == 4 else np.uint64)
     return FixedValues(unsigned.astype(np.uint64), np.ones(len(array), bool))
