@@ -314,36 +314,40 @@ def _tokens(label: NextToken, tasks: Tasks, stored: Stored) -> tuple[list[Tokens
 
 def _rows(label: NextToken, etl: EtlConfig, tasks: Tasks, tokens: Sequence[Tokens], told: Told) -> Stored:
     """Returns the rows of every split in the order of their hash; tells of them."""
-    work, total = tasks.work, sum(each.total for each in tokens)
+    total = sum(each.total for each in tokens)
     plan = tasks.run("packing", {"plan": partial(planned, total, etl.memory_bytes, tasks.workers)})["plan"]
-    blocks = {
-        f"{SPLITS[each.split]}-{i:06d}": (each, start, min(start + rows, num_rows(each.total, label.length)))
-        for each in tokens
-        for rows in [max(plan["block"] // label.length, 1)]
-        for i, start in enumerate(range(0, num_rows(each.total, label.length), rows))
-    }
+    blocks = [block for each in tokens for block in _blocks(each, label.length, plan["block"])]
     done = tasks.run(
         "pack",
-        {
-            name: partial(pack_block, label, work, each, start, stop, plan["bits"], name)
-            for name, (each, start, stop) in blocks.items()
-        },
+        {name: partial(pack_block, label, tasks.work, *block, plan["bits"], name) for name, block in blocks},
         rows=lambda left: left["rows"],
     )
     for split, found in told.items():
         lefts = [left for name, left in done.items() if name.startswith(f"{split}-")]
         found |= {kind: sum(left[kind] for left in lefts) for kind in ("rows", "predicted", "cut")}
         found["padding"] = found["rows"] * (label.length + 1) - sum(left["tokens"] for left in lefts)
-    _remove(work / "tokenize", "words", "documents")
-    index = {f"{name}.arrow": left["batches"] for name, left in done.items()}
-    (work / "packed").mkdir(exist_ok=True)
-    buckets = [f"{i:03d}" for i in range(1 << plan["bits"])]
-    sorted_ = tasks.run(
-        "shuffle", {b: partial(shuffle_bucket, work, index, b) for b in buckets}, rows=lambda left: sum(left["rows"])
+    _remove(tasks.work / "tokenize", "words", "documents")
+    return _shuffled(tasks, {f"{name}.arrow": left["batches"] for name, left in done.items()}, plan["bits"])
+
+
+def _blocks(tokens: Tokens, length: int, block_tokens: int) -> Iterator[tuple[str, tuple[Tokens, int, int]]]:
+    """Yields (name, (tokens, first row, the row behind the last)) of what is packed together."""
+    rows, step = num_rows(tokens.total, length), max(block_tokens // length, 1)
+    for i, start in enumerate(range(0, rows, step)):
+        yield f"{SPLITS[tokens.split]}-{i:06d}", (tokens, start, min(start + step, rows))
+
+
+def _shuffled(tasks: Tasks, packed: spill.Index, bits: int) -> Stored:
+    """Returns packed rows in the order of their hash."""
+    (tasks.work / "packed").mkdir(exist_ok=True)
+    done = tasks.run(
+        "shuffle",
+        {f"{i:03d}": partial(shuffle_bucket, tasks.work, packed, f"{i:03d}") for i in range(1 << bits)},
+        rows=lambda left: sum(left["rows"]),
     )
-    _remove(work / "pack", "arrow")
-    pieces = {f"{b}.arrow": left["batches"] for b, left in sorted_.items()}
-    return Stored(work, {}, pieces, {f"{b}.arrow": left["rows"] for b, left in sorted_.items()}, folder="packed")
+    _remove(tasks.work / "pack", "arrow")
+    pieces, counts = ({f"{name}.arrow": left[kind] for name, left in done.items()} for kind in ("batches", "rows"))
+    return Stored(tasks.work, {}, pieces, counts, folder="packed")
 
 
 def _remove(folder: Path, *suffixes: str) -> None:
