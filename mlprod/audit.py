@@ -21,10 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from mlprod import manifest
+from mlprod import features, manifest
 from mlprod.etl.settle import key_words
 from mlprod.etl.shards import described
-from mlprod.etl.write import AT_ONCE, content_sums, trained_columns
+from mlprod.etl.tokenize import sha256_of
+from mlprod.etl.write import content_sums, rows_at_once, trained_columns
+from mlprod.features import FeatureSpec
 from mlprod.hashing import HASH_VERSION
 from mlprod.manifest import Manifest, Shard, content_id, sha256_file, sha256_text
 from mlprod.store import Store, is_remote
@@ -84,6 +86,19 @@ def _features(store: Store, published: Manifest) -> Iterator[str]:
     elif content_id(published.columns, text, published.splits) != published.dataset_id:
         path = manifest.manifest_path(published.version)
         yield f"{path}: dataset_id {published.dataset_id} does not follow from its columns, row groups and fitted transform"
+    else:
+        yield from _vocabulary(store, published, features.loads(text))
+
+
+def _vocabulary(store: Store, published: Manifest, spec: FeatureSpec) -> Iterator[str]:
+    """Says where the tokenizer of a version of texts is not the one that made them."""
+    path = manifest.vocabulary_path(published.version)
+    for wanted in {f.vocabulary for f in spec.sequences if f.vocabulary}:
+        try:
+            if sha256_of(store.read(path)) != wanted:
+                yield f"{path}: its SHA-256 is not the one that {published.features} names"
+        except OSError as error:
+            yield f"{path}: {_told(error)}"
 
 
 def _report(store: Store, published: Manifest) -> Iterator[str]:
@@ -165,7 +180,7 @@ def _rows(path: Path, shard: Shard, published: Manifest) -> Checked:
         found = described(path, sizes, [field for field in file.schema_arrow if field.name in trained])
         wrong = [f"its {name} are not the manifest's" for name, value in found.items() if value != getattr(shard, name)]
         sums, orders = [], []
-        for size, groups in _together(sizes):
+        for size, groups in _together(sizes, rows_at_once(published.columns)):
             table = file.read_row_groups(groups, use_threads=False)
             sums += content_sums(published.columns, table, size, published.hash_seed)
             orders.append(_order(table["row_id"].to_numpy(), published))
@@ -178,22 +193,26 @@ def _rows(path: Path, shard: Shard, published: Manifest) -> Checked:
     return wrong, order[[0, -1]] if len(order) else order
 
 
-def _together(sizes: Iterable[int]) -> Iterator[tuple[int, list[int]]]:
-    """Yields (rows of a group, indices) of row groups that are read together: equally large ones, `AT_ONCE` rows or one group."""
+def _together(sizes: Iterable[int], rows: int) -> Iterator[tuple[int, list[int]]]:
+    """Yields (rows of a group, indices) of row groups that are read together: equally large ones, so many rows or one group."""
     for size, run in groupby(enumerate(sizes), key=lambda pair: pair[1]):
         indices = [i for i, _ in run]
-        step = max(AT_ONCE // max(size, 1), 1)
+        step = max(rows // max(size, 1), 1)
         yield from ((size, indices[a : a + step]) for a in range(0, len(indices), step))
 
 
 def _order(row_ids: np.ndarray, published: Manifest) -> np.ndarray:
     """Returns uint64[B], the first half of the hashes by which rows are ordered; [0] where row ids do not tell them.
 
-    They do where there is no key, and each row is there once: then an id is made of the row's hash alone.
+    They do where there is no key, and each row is there once: then an id is made of the row's hash alone. Of packed texts they
+    are the first half.
     """
+    told: np.ndarray = row_ids[row_ids != 0]  # 0 may stand for the pad's
+    if any(c.kind == "sequence" for c in published.columns):
+        return told
     if published.config["key"] or published.config["dedup"] != "exact":
         return np.zeros(0, np.uint64)
-    return key_words(row_ids[row_ids != 0])  # 0 may stand for the pad's
+    return key_words(told)
 
 
 def _ascending(words: np.ndarray) -> bool:

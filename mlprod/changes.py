@@ -17,6 +17,7 @@ from mlprod.compare import completed, differences
 from mlprod.config import DATA, EtlConfig
 from mlprod.errors import DataError
 from mlprod.features import Feature, FeatureSpec
+from mlprod.features import Sequence as Ids
 from mlprod.manifest import SPLITS, Manifest
 from mlprod.store import Store
 
@@ -81,7 +82,9 @@ def transform_changes(old: FeatureSpec, new: FeatureSpec, hidden: Collection[str
     return {f.name: _fitted(was, f, f.name in hidden) for was, f in pairs if was != f}
 
 
-def _fitted(old: Feature, new: Feature, hidden: bool) -> str:
+def _fitted(old: Feature | Ids, new: Feature | Ids, hidden: bool) -> str:
+    if isinstance(old, Ids) or isinstance(new, Ids):
+        return ", ".join(f"{name} {a!r} -> {b!r}" for name, (a, b) in differences(asdict(old), asdict(new)).items())
     if old.kind != new.kind:
         return f"{old.kind} -> {new.kind}"
     if new.kind == "numeric":

@@ -28,15 +28,18 @@ from mlprod.config import Config, EtlConfig
 from mlprod.console import PhaseLines
 from mlprod.cores import num_cores
 from mlprod.errors import DamageError, DataError
-from mlprod.etl import report
+from mlprod.etl import report, tokenize
+from mlprod.etl.tokenize import Tokenizer
 from mlprod.etl.work import holder
 from mlprod.etl.write import stored_values
 from mlprod.features import FeatureSpec
 from mlprod.manifest import FORMAT, SPLITS, Manifest, StoredColumn
 from mlprod.store import Store, is_remote, open_store
 
-LONGEST = 60  # characters of a value that are shown
+LONGEST, LONGEST_TEXT = 60, 400  # characters of a value, and of a text, that are shown
 BESIDE = 5  # rows that are shown beside each other
+
+Values = Mapping[str, np.ndarray | pa.Array]
 
 
 def main(cfg: Config, options: argparse.Namespace) -> None:
@@ -184,7 +187,7 @@ def _identity(published: Manifest) -> dict[str, str]:
     return {
         "dataset_id": published.dataset_id, "build_key": published.build_key,
         "source": f"{config['source']['class']}, " + ", ".join(f"{k} {v}" for k, v in source.items()),
-        "label": ", ".join(str(v) for k, v in config["label"].items() if k != "class"),
+        "label": ", ".join(str(v) for k, v in flatten(config["label"]).items() if k != "class"),
         "key": ", ".join(config["key"]) or "none", "dedup": config["dedup"],
         "split": f"{config['split']['class']}, " + ", ".join(f"{k} {v}" for k, v in split.items()),
         "rows": ", ".join(f"{published.num_rows(name):,} {name}" for name in SPLITS),
@@ -194,7 +197,7 @@ def _identity(published: Manifest) -> dict[str, str]:
 
 def _columns(published: Manifest, spec: FeatureSpec) -> Table:
     """Returns a row a stored column: its type, what it became, and what was fitted."""
-    fitted = {f.name: f for f in spec.features}
+    fitted = {f.name: f for f in (*spec.numeric, *spec.categorical)}
     table = _table("column", "type", "stored as", "role", "ids", "fill", "mean", "std")
     for c in published.columns:
         f = fitted.get(c.name) if c.kind != "plain" else None
@@ -217,10 +220,15 @@ def _show_rows(store: Store, published: Manifest, spec: FeatureSpec, split: str,
     if not published.num_rows(split):
         _line(console, f"{split} has no rows")
         return
-    shown, of_group = _first_rows(store, published, spec, split, count)
+    values, of_group = _first_rows(store, published, split, count)
     num_rows = min(count, of_group)
     cut = f"; --rows={count} is more than its first row group" if count > of_group else ""
     _line(console, f"first {num_rows:,} of {published.num_rows(split):,} rows of {split}, as they are stored{cut}")
+    if spec.sequences:
+        _show_texts(values, tokenize.of_dataset(store, published), console)
+        return
+    words = {f.name: ("(unknown)", "(missing)", *f.vocabulary) for f in spec.categorical}
+    shown = {c.stored_in if c.role == "key" else c.name: _texts(c, values, words) for c in published.columns}
     for start in range(0, num_rows, BESIDE):
         stop = min(start + BESIDE, num_rows)
         table = _table("row", *(str(i) for i in range(start, stop)))
@@ -229,8 +237,20 @@ def _show_rows(store: Store, published: Manifest, spec: FeatureSpec, split: str,
         console.print(table)
 
 
-def _first_rows(store: Store, published: Manifest, spec: FeatureSpec, split: str, count: int) -> tuple[dict[str, list[str]], int]:
-    """Returns {column: the first rows' values as text}, and how many rows the row group has: only that one is read."""
+def _show_texts(values: Values, tokenizer: Tokenizer, console: Console) -> None:
+    """Prints a table a row: the text of each of its segments."""
+    for row, (tokens, segments) in enumerate(zip(values["tokens"], values["segments"], strict=True)):
+        table = _table("segment", "tokens", f"text of row {row}")
+        for segment in np.unique(segments[segments > 0]).tolist():
+            ids = tokens[segments == segment].tolist()
+            _row(table, str(segment), f"{len(ids):,}", report.visible(tokenizer.decode(ids), LONGEST_TEXT))
+        console.print(table)
+        predicted, padding = int(values["label"][row]), int((segments == 0).sum())
+        _line(console, f"  row_id {int(values['row_id'][row]):016x}: {predicted:,} tokens to predict, {padding:,} of padding")
+
+
+def _first_rows(store: Store, published: Manifest, split: str, count: int) -> tuple[Values, int]:
+    """Returns {column: the first rows' values}, see `stored_values`, and how many rows the row group has: only that is read."""
     shard = published.splits[split][0]
     try:
         with pq.ParquetFile(store.open(shard.path)) as file:
@@ -239,12 +259,10 @@ def _first_rows(store: Store, published: Manifest, spec: FeatureSpec, split: str
         raise DataError(
             f"{store.location}/{shard.path} cannot be read ({type(error).__name__}); `mlprod data verify` tells what is wrong"
         ) from error
-    values = stored_values(published.columns, group.slice(0, count))
-    words = {f.name: ("(unknown)", "(missing)", *f.vocabulary) for f in spec.categorical}
-    return {c.stored_in if c.role == "key" else c.name: _texts(c, values, words) for c in published.columns}, group.num_rows
+    return stored_values(published.columns, group.slice(0, count)), group.num_rows
 
 
-def _texts(c: StoredColumn, values: Mapping[str, np.ndarray | pa.Array], words: Mapping[str, Sequence[str]]) -> list[str]:
+def _texts(c: StoredColumn, values: Values, words: Mapping[str, Sequence[str]]) -> list[str]:
     """Returns a column's values as people read them: a category's word, `(null)` for what is not there."""
     stored = values[c.stored_in if c.kind == "plain" else c.name]
     if c.sensitive:
@@ -354,6 +372,8 @@ def _show_changed_rows(old_store: Store, old: Manifest, new_store: Store, new: M
         _line(console, f"rows cannot be told apart by their ids: {unlike}")
         return
     told = f"key ({', '.join(new.config['key'])})" if new.config["key"] else "values"
+    if any(c.kind == "sequence" for c in new.columns):
+        told = "first tokens, which are the same of the same documents"
     _line(console, f"{sum(found.both.values()):,} rows are in both by their {told}; {found.moved:,} of them in another split")
     for (a, b), rows in found.both.items():
         if a != b and rows:

@@ -38,6 +38,7 @@ from mlprod.state import TrainState
 from mlprod.step import Score
 
 Sink = Callable[[dict[str, np.ndarray]], None]
+COUNTS = ("rows", "tokens")  # among the metrics
 SHOWN_CLASSES = 12  # whose confusion has room in a terminal
 
 
@@ -161,7 +162,7 @@ def show(metrics: dict[str, float], title: str) -> None:
     console.print(title)
     table = Table("metric", "value", box=SIMPLE_HEAD, pad_edge=False)
     for name, value in metrics.items():
-        table.add_row(name, f"{value:,.0f}" if name == "rows" else f"{value:.6g}")
+        table.add_row(name, f"{value:,.0f}" if name in COUNTS else f"{value:.6g}")
     console.print(table)
 
 
@@ -184,8 +185,19 @@ def show_figures(figures: Mapping[str, Any]) -> None:
         console.print(table)
 
 
+def _check_scores(cfg: Config, options: argparse.Namespace) -> None:
+    """Raises ConfigError for an option that needs a score a row, where there is none."""
+    given = [f"--{name}={value}" for name, value in (("by", " ".join(options.by)), ("scores", options.scores)) if value]
+    if given and cfg.etl.label.task == "tokens":
+        raise ConfigError(
+            f"{given[0]} needs a score a row, and config.etl.label=NextToken() has none: its rows are packed of several texts; "
+            f"`mlprod evaluate --split` tells log loss and perplexity of a split"
+        )
+
+
 def main(cfg: Config, options: argparse.Namespace) -> None:
     """The verb `evaluate`: prints metrics of a checkpoint on a split, and keeps them as JSON in the run's folder."""
+    _check_scores(cfg, options)
     if options.scores:
         check_output("--scores", options.scores)
     plan = make_plan(cfg, jax.devices())

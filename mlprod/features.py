@@ -59,6 +59,7 @@ class Sequence:
     length: int  # ids a row
     num_ids: int  # that there are
     kind: str = "sequence"
+    vocabulary: str = ""  # SHA-256 of the tokenizer's file; "": the ids are no tokens of a file's
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -119,6 +119,15 @@ def _byte_words(column: ByteValues, seed: int) -> np.ndarray:
     return h
 
 
+def matrix_words(matrix: np.ndarray) -> np.ndarray:
+    """Returns uint64[B]: a hash of each row of uint64[B, W], the sum mod 2^64 of its words, each mixed with its place."""
+    keys = mix_array(np.arange(matrix.shape[1], dtype=np.uint64) * np.uint64(PHI) + np.uint64(1))
+    found, step = np.empty(len(matrix), np.uint64), max(_BLOCK // max(matrix.shape[1], 1), 1)
+    for start in range(0, len(matrix), step):
+        mix_array(matrix[start : start + step] ^ keys[None]).sum(axis=1, out=found[start : start + step])
+    return found
+
+
 def _mix_in_place(x: np.ndarray, scratch: np.ndarray) -> None:
     """Mixes every word of `x` as `mix_array` does; `scratch`: of its shape, overwritten."""
     for shift, factor in ((30, _M1), (27, _M2), (31, 0)):

@@ -150,6 +150,11 @@ def manifest_path(version: int) -> str:
     return f"manifests/{version:06d}.json"
 
 
+def vocabulary_path(version: int) -> str:
+    """Returns where the tokenizer of a version of texts lies, where it has one of its own, below the dataset's folder."""
+    return f"vocab/{version:06d}.json"
+
+
 def write(dataset: Path, manifest: Manifest) -> None:
     """Publishes a version: from this rename on it exists."""
     body = json.loads(json.dumps(dataclasses.asdict(manifest), allow_nan=False))

@@ -23,21 +23,16 @@ POINTS = 200  # of a curve, at most
 CALIBRATION = 10  # bins of equal width
 THRESHOLDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 SHOWN = 1 << 20  # rows whose residuals are drawn: the first in the order of evaluation, which is that of a hash
+LARGEST_EXPONENT = math.log(np.finfo(np.float64).max)
 CONFUSED = 64  # classes of which a confusion table is kept
 
 
 def batch_sums(objective: Objective, outputs: jax.Array, loss: tuple[jax.Array, jax.Array], batch: Batch) -> dict[str, jax.Array]:
-    """What leaves the device of a batch: "score" (see `Objective.scores`), "label" float32[B], "weight_of" float32[B], and sums.
+    """What leaves the device of a batch: "loss" and "weight", float32 sums, and what the objective tells of its rows.
 
-    "loss" and "weight" are float32 sums. All of the global batch, for a process of several has the rows of its devices alone.
+    All of the global batch, for a process of several has the rows of its devices alone.
     """
-    return {
-        "loss": loss[0],
-        "weight": loss[1],
-        "score": objective.scores(outputs),
-        "label": batch["label"],
-        "weight_of": batch["weight"],
-    }
+    return {"loss": loss[0], "weight": loss[1], **objective.told(outputs, batch)}
 
 
 def row_losses(target: Target, score: np.ndarray, label: np.ndarray) -> np.ndarray:
@@ -353,10 +348,40 @@ class Confusion:
         return {"classes": list(self.classes), "confusion": self.counts.reshape(len(self.classes), -1).tolist()}
 
 
+# ---- tokens ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Perplexity:
+    """Mean cross-entropy of a predicted token, weighted by its row, and the number of equally likely tokens that has it."""
+
+    total: float = 0.0
+    weight: float = 0.0
+    rows: int = 0
+
+    def merge(self, sums: Mapping[str, np.ndarray]) -> None:
+        """Adds a batch's sums and its real rows."""
+        self.total += float(sums["loss"])
+        self.weight += float(sums["weight"])
+        self.rows += int((np.asarray(sums["weight_of"]) > 0).sum())
+
+    def finish(self) -> dict[str, float]:
+        """Returns {"log_loss": nats a token, "perplexity", "tokens": predicted, "rows": count}."""
+        mean = self.total / self.weight if self.weight else float("nan")
+        perplexity = math.exp(mean) if not mean > LARGEST_EXPONENT else float("inf")
+        return {"log_loss": mean, "perplexity": perplexity, "tokens": self.weight, "rows": float(self.rows)}
+
+    def figures(self) -> dict[str, Any]:
+        """Returns none."""
+        return {}
+
+
 def metrics_of(target: Target, auc_rows: int) -> Sequence[Metric]:
     """Returns fresh metrics of a task."""
     if target.task == "regression":
         return (Errors(std=target.std, mean=target.mean),)
+    if target.task == "tokens":
+        return (Perplexity(),)
     if target.task == "classes":
         rows = max(sum(target.counts), 1)
         return (LogLoss([count / rows for count in target.counts]), Accuracy(), Calibration(), Confusion(target.classes))

@@ -4,6 +4,7 @@ Promise: losses are per row and in float32; means are taken once, at the end. A 
 labels, so that a model learns it at the same rate in any unit.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,6 +33,11 @@ class Objective(Protocol):
 
     def scores(self, outputs: jax.Array) -> jax.Array:
         """Returns the probability of label 1, float32[B]; the number, float32[B]; or the probability of each class, [B, C]."""
+        ...
+
+    def told(self, outputs: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns what an evaluation needs of each row besides the loss: of rows with a score "score" (see `scores`), "label" and
+        "weight_of", float32[B] each."""
         ...
 
     def averaged(self, outputs: jax.Array) -> jax.Array:
@@ -63,6 +69,10 @@ class BinaryObjective:
         """Returns probabilities."""
         return jax.nn.sigmoid(outputs.astype(jnp.float32))
 
+    def told(self, outputs: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns scores, labels and weights."""
+        return _scored(self.scores(outputs), batch)
+
     def averaged(self, outputs: jax.Array) -> jax.Array:
         """Returns the logit of the mean probability: log mean p - log mean (1 - p)."""
         x = outputs.astype(jnp.float32)
@@ -93,6 +103,10 @@ class RegressionObjective:
     def scores(self, outputs: jax.Array) -> jax.Array:
         """Returns numbers in the column's unit."""
         return outputs.astype(jnp.float32) * self.std + self.mean
+
+    def told(self, outputs: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns scores, labels and weights."""
+        return _scored(self.scores(outputs), batch)
 
     def averaged(self, outputs: jax.Array) -> jax.Array:
         """Returns means."""
@@ -129,6 +143,10 @@ class ClassesObjective:
         """Returns probabilities [B, C]."""
         return jax.nn.softmax(outputs.astype(jnp.float32), axis=-1)
 
+    def told(self, outputs: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns scores, labels and weights."""
+        return _scored(self.scores(outputs), batch)
+
     def averaged(self, outputs: jax.Array) -> jax.Array:
         """Returns logs of the mean probabilities, up to a constant."""
         return jax.nn.logsumexp(jax.nn.log_softmax(outputs.astype(jnp.float32), axis=-1), axis=1)
@@ -140,6 +158,25 @@ class ClassesObjective:
         return weights[labels.astype(jnp.int32)]
 
 
+@dataclass(frozen=True)
+class TokensObjective:
+    """Cross-entropy of each next token: a model of tokens sums it itself, {"loss": (over tokens, their number)}, each token with
+    its row's weight. There is no score of a row."""
+
+    def told(self, outputs: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns weights: which rows are there."""
+        return {"weight_of": batch["weight"]}
+
+    def class_weights(self, labels: jax.Array) -> jax.Array:
+        """Returns ones."""
+        return jnp.ones_like(labels)
+
+
+def _scored(scores: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Returns what leaves the device of rows that have scores, float32[B] or [B, C]."""
+    return {"score": scores, "label": batch["label"], "weight_of": batch["weight"]}
+
+
 def _beside(labels: jax.Array, ndim: int) -> jax.Array:
     """Returns labels [B] as [B, 1, ...] of so many dims."""
     return labels.reshape(labels.shape + (1,) * (ndim - 1))
@@ -147,6 +184,8 @@ def _beside(labels: jax.Array, ndim: int) -> jax.Array:
 
 def objective_of(target: Target) -> Any:
     """Returns the objective of what a dataset is to teach."""
+    if target.task == "tokens":
+        return TokensObjective()
     if target.task == "regression":
         return RegressionObjective(target.mean, target.std)
     return ClassesObjective(target.counts) if target.task == "classes" else BinaryObjective(target.mean)

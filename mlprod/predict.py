@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from mlprod import __version__
 from mlprod.checkpoint.run_state import RunState
-from mlprod.config import Config, CsvSource, EtlConfig, JsonLinesSource, ParquetSource, SqlSource
+from mlprod.config import Config, CsvSource, EtlConfig, JsonLinesSource, ParquetSource, SqlSource, TextSource
 from mlprod.errors import ConfigError, DataError, WorkdirError
 from mlprod.etl import sources
 from mlprod.etl.derive import derive
@@ -37,7 +37,7 @@ from mlprod.state import TrainState
 from mlprod.step import Score
 from mlprod.validation import refuse_password
 
-Source = SqlSource | CsvSource | ParquetSource | JsonLinesSource
+Source = SqlSource | CsvSource | ParquetSource | JsonLinesSource | TextSource
 
 
 def input_source(etl: EtlConfig, given: str) -> Source:
@@ -147,6 +147,11 @@ def provenance(plan: Plan, run: RunState) -> dict[str, str]:
 
 def main(cfg: Config, options: argparse.Namespace) -> None:
     """The verb `predict`: writes a Parquet file of scores and prints how many rows were scored."""
+    if cfg.etl.label.task == "tokens":
+        raise ConfigError(
+            "config.etl.label=NextToken() gives no row a score, so there is nothing to predict; `mlprod evaluate` tells log loss "
+            "and perplexity of a split"
+        )
     output = check_output("--output", options.output)
     source = input_source(cfg.etl, options.input)
     if not isinstance(source, SqlSource) and output.resolve() == Path(source.path).resolve():

@@ -23,12 +23,16 @@ from mlprod.config import (
     CsvSource,
     Equals,
     EtlConfig,
+    NextToken,
     SqlSource,
+    TextSource,
+    TokenizerFile,
     walk,
 )
 from mlprod.errors import ConfigError, nearest
 from mlprod.hints import mismatch
 
+TEXT_COLUMNS = ("text", "file")  # of text files
 RESERVED = ("numeric", "label", "weight", "row_id")  # keys of a batch that are not columns
 _PASSWORD = re.compile(r"://[^:@?]*:(?!\$(\w+|\{\w+\})@)[^@]+@|[?&](password|passwd|pwd|odbc_connect)=(?!\$)", re.IGNORECASE)
 
@@ -74,6 +78,11 @@ def validate(cfg: Config) -> None:
             f"config.loader.num_lanes={cfg.loader.num_lanes} does not divide config.loader.global_batch={cfg.loader.global_batch}"
         )
     _validate_evaluation(cfg)
+    if cfg.loss.class_weight != "none" and isinstance(cfg.etl.label, NextToken):
+        raise ConfigError(
+            f"config.loss.class_weight={cfg.loss.class_weight!r} is for labels of classes, and config.etl.label=NextToken() has "
+            f"none; set it to 'none'"
+        )
     _validate_skip(cfg.loader.skip, cfg.loader.global_batch)
     validate_etl(cfg.etl)
 
@@ -121,6 +130,8 @@ def validate_etl(etl: EtlConfig) -> None:
         raise ConfigError(f"config.etl.source.delimiter={etl.source.delimiter!r} must be one character")
     if isinstance(etl.source, CsvSource):
         _validate_encoding(etl.source.encoding)
+    if isinstance(etl.source, TextSource):
+        _validate_text(etl.source, etl)
     if not isinstance(etl.transform, types.FunctionType):
         raise ConfigError(f"config.etl.transform={etl.transform!r} must be a function made by def: its source is kept")
     if etl.executor == "processes" and not etl.transform.__qualname__.isidentifier():
@@ -145,6 +156,27 @@ def _validate_sql(source: SqlSource) -> None:
         raise ConfigError(f"config.etl.source: table={source.table!r} and query={source.query!r}; give a table's name or a query")
     if source.query and source.joins:
         raise ConfigError("config.etl.source.joins are for config.etl.source.table; write the joins into the query")
+
+
+def _validate_text(source: TextSource, etl: EtlConfig) -> None:
+    """A label that text files can give, of columns that they have."""
+    if not isinstance(etl.label, NextToken):
+        raise ConfigError(
+            f"config.etl.label={type(etl.label).__name__} is for rows with features; text files are learned by NextToken()"
+        )
+    if etl.label.column != "text":
+        raise ConfigError(f"config.etl.label.column={etl.label.column!r} must be 'text', the column of text files; leave it out")
+    try:
+        source.separator.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"config.etl.source.separator={source.separator!r} is no text that UTF-8 can hold") from error
+    looked_up = {name for lookup in etl.lookups for name in lookup.columns}
+    for column in etl.columns:
+        name = column.source or column.name
+        if name not in TEXT_COLUMNS and not column.derived and column.name not in looked_up:
+            raise ConfigError(f"config.etl.columns: {name!r} is no column of text files; they have {' and '.join(TEXT_COLUMNS)}")
+        if name == "file" and column.type not in ("string", AUTO):
+            raise ConfigError(f"config.etl.columns: {column.name!r} is {column.type}; the name of a text file is 'string'")
 
 
 def _validate_split(etl: EtlConfig) -> None:
@@ -233,9 +265,10 @@ def _validate_roles(etl: EtlConfig) -> None:
         raise ConfigError(f"config.etl.columns takes {twice[0]!r} of the source twice; derive the second by config.etl.transform")
     label = etl.label.column
     _validate_label(etl)
+    _validate_tokens(etl)
     if label in (*from_source, *names):
         raise ConfigError(f"config.etl.label.column={label!r} is also in config.etl.columns; the label must not be a feature")
-    if not any(column.role == "feature" for column in etl.columns):
+    if not isinstance(etl.label, NextToken) and not any(column.role == "feature" for column in etl.columns):
         raise ConfigError("config.etl.columns has no column with role 'feature'")
 
 
@@ -247,6 +280,26 @@ def _validate_label(etl: EtlConfig) -> None:
     if not re.fullmatch(r"-?\d+" if label.type == "int64" else "[01]", label.value):
         of = "a whole number" if label.type == "int64" else "0 or 1"
         raise ConfigError(f"config.etl.label.value={label.value!r} must be {of}, for config.etl.label.type={label.type!r}")
+
+
+def _validate_tokens(etl: EtlConfig) -> None:
+    """Columns beside texts, of which nothing is learned, and a tokenizer that can be read."""
+    label = etl.label
+    if not isinstance(label, NextToken):
+        return
+    for column in etl.columns:
+        if column.role in ("feature", "weight"):
+            raise ConfigError(
+                f"config.etl.columns: {column.name!r} has the role {column.role!r}, but config.etl.label=NextToken() learns from "
+                f"the texts alone; give it the role 'input', 'group' or 'time', or leave it out"
+            )
+    if not label.column:
+        raise ConfigError("config.etl.label.column='' must name the column of the texts")
+    if isinstance(label.tokenizer, TokenizerFile):
+        for name, value in (("path", label.tokenizer.path), ("end", label.tokenizer.end)):
+            if not value:
+                what = "a tokenizer.json" if name == "path" else "the token for the end of a document"
+                raise ConfigError(f"config.etl.label.tokenizer.{name}='' must name {what}")
 
 
 def _validate_names(field: str, named: tuple[str, ...], known: list[str]) -> None:

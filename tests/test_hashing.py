@@ -19,6 +19,7 @@ from mlprod.hashing import (
     hash_sum,
     key,
     key_of_text,
+    matrix_words,
     mix,
     mix_array,
     mix_hash,
@@ -165,3 +166,12 @@ def test_a_salted_hash_is_its_plain_statement(hi, lo, salt):
     mixed = mix_hash(Hash128(np.array([hi], np.uint64), np.array([lo], np.uint64)), np.array([salt], np.uint64))
     word = mix(salt * PHI + 1)
     assert (int(mixed.hi[0]), int(mixed.lo[0])) == (mix(hi ^ word), mix(lo + word))
+
+
+@given(st.lists(st.lists(WORDS, min_size=3, max_size=3), min_size=1, max_size=4))
+def test_a_row_of_words_is_its_plain_statement_whatever_is_beside_it(rows):
+    """Each word mixed with its place, added up; so two that change places are another row."""
+    found = matrix_words(np.array(rows, np.uint64))
+    wanted = [sum(mix(word ^ mix(j * PHI + 1)) for j, word in enumerate(row)) & MASK for row in rows]
+    assert found.tolist() == wanted
+    assert (matrix_words(np.array([rows[0][::-1]], np.uint64)) == found[0]).all() == (rows[0][0] == rows[0][2])

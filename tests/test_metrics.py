@@ -1,5 +1,6 @@
 """Metrics equal scikit-learn's, on any cut of the rows into batches."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,7 +18,8 @@ from sklearn.metrics import (
 )
 
 from mlprod.features import Target
-from mlprod.metrics import Accuracy, LogLoss, Ranking, auc, metrics_of, row_losses
+from mlprod.metrics import Accuracy, LogLoss, Ranking, auc, batch_sums, metrics_of, row_losses
+from mlprod.objective import objective_of
 
 
 @settings(deadline=None, max_examples=60)
@@ -136,3 +138,30 @@ def test_figures_of_a_binary_label() -> None:
     assert sum(rows for *_, rows in figures["calibration"]) == 2000
     assert found["calibration_error"] < 0.05
     assert sum(figures["scores"]["positive"]) == label.sum()
+
+
+# ---- tokens ------------------------------------------------------------------------------------------------------------
+
+
+def test_perplexity_is_of_sums_over_tokens_not_a_mean_of_means() -> None:
+    """Batches count by their tokens; padded rows are no rows."""
+    (metric,) = metrics_of(Target(task="tokens"), auc_rows=10)
+    metric.merge({"loss": np.float32(6.0), "weight": np.float32(3.0), "weight_of": np.array([1, 1, 0], np.float32)})
+    metric.merge({"loss": np.float32(1.0), "weight": np.float32(4.0), "weight_of": np.array([1, 0, 0], np.float32)})
+    assert metric.finish() == {"log_loss": 1.0, "perplexity": pytest.approx(np.e), "tokens": 7.0, "rows": 3.0}
+    assert metric.figures() == {}
+
+
+def test_perplexity_of_nothing_and_of_a_hopeless_model() -> None:
+    """NaN and infinity, no error."""
+    (empty,), (hopeless,) = (metrics_of(Target(task="tokens"), auc_rows=10) for _ in range(2))
+    assert np.isnan(empty.finish()["perplexity"])
+    hopeless.merge({"loss": np.float32(1e6), "weight": np.float32(1.0), "weight_of": np.ones(1, np.float32)})
+    assert hopeless.finish()["perplexity"] == float("inf")
+
+
+def test_what_leaves_the_device_of_tokens_is_sums_and_weights() -> None:
+    """No score a row: a batch of them would be larger than the batch."""
+    batch = {"label": jnp.ones(4), "weight": jnp.ones(4)}
+    told = batch_sums(objective_of(Target(task="tokens")), jnp.zeros((4, 3, 9)), (jnp.float32(2), jnp.float32(12)), batch)
+    assert {name: value.shape for name, value in told.items()} == {"loss": (), "weight": (), "weight_of": (4,)}

@@ -6,6 +6,7 @@ Price: rows further on may hold what these do not.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import singledispatch
 from typing import Any
 
 import pyarrow as pa
@@ -15,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mlprod.config import AUTO, Column, Config, EtlConfig, SqlSource
+from mlprod.config import AUTO, AnyLabel, Classes, Column, Config, EtlConfig, NextToken, Number, SqlSource
 from mlprod.errors import DataError
-from mlprod.etl import infer, sources
+from mlprod.etl import infer, sources, tokenize
 from mlprod.etl.derive import check_row_wise, derive
 from mlprod.etl.extract import renamed, source_columns
 from mlprod.etl.label import described, label_column, said
@@ -44,7 +45,9 @@ def look(etl: EtlConfig) -> Look:
 
     Raises:
         DataError: the source, a lookup or a column is missing, there are no rows, or the hook fails on them.
+        ConfigError, MachineError: a tokenizer cannot be used.
     """
+    tokenize.identity(etl.label)
     lookups = [read_lookup(lookup, etl.columns) for lookup in etl.lookups]
     names = [c.name for c in [*source_columns(etl), label_column(etl.label)]]
     sources.check_header(etl.source, names)
@@ -81,10 +84,11 @@ def main(cfg: Config) -> None:
     seen, console = look(cfg.etl), Console(highlight=False)
     etl, rows = seen.etl, seen.rows
     console.print(f"{_described(etl)}; nothing is built, {cfg.dataset} stays as it is", markup=False, soft_wrap=True)
-    console.print(_columns(seen, cfg.etl, shown_rows=3 if console.width >= WIDE else 1))
+    if etl.columns:
+        console.print(_columns(seen, cfg.etl, shown_rows=3 if console.width >= WIDE else 1))
     label = rows[etl.label.column].drop_null()
     console.print(f"of the first {seen.chunk.num_rows:,} rows:")
-    console.print(f"  label {described(etl.label)}: {_label_seen(etl, label)} {len(label):,} with a value", markup=False)
+    console.print(f"  label {described(etl.label)}: {_label_seen(etl.label, label)} {len(label):,} with a value", markup=False)
     if seen.bad:
         first = min(seen.bad)
         console.print(
@@ -98,12 +102,25 @@ def main(cfg: Config) -> None:
         console.print(f"left in the source: {', '.join(seen.unused)}", markup=False, soft_wrap=True)
 
 
-def _label_seen(etl: EtlConfig, values: pa.ChunkedArray) -> str:
-    """Returns what the labels of some values come to, in words that `of` or `over` their number follows."""
-    if etl.label.task == "classes":
-        return f"{len(pc.unique(values))} classes in"
-    mean = pc.mean(said(etl.label, values)).as_py() or 0.0
-    return f"{mean:.1%} of" if etl.label.task == "binary" else f"mean {mean:.6g} of"
+@singledispatch
+def _label_seen(label: AnyLabel, values: pa.ChunkedArray) -> str:
+    """Returns what the labels of some values come to, in words that `of` or `in` and their number follow."""
+    return f"{pc.mean(said(label, values)).as_py() or 0.0:.1%} of"
+
+
+@_label_seen.register
+def _(label: Number, values: pa.ChunkedArray) -> str:
+    return f"mean {pc.mean(said(label, values)).as_py() or 0.0:.6g} of"
+
+
+@_label_seen.register
+def _(label: Classes, values: pa.ChunkedArray) -> str:
+    return f"{len(pc.unique(values))} classes in"
+
+
+@_label_seen.register
+def _(label: NextToken, values: pa.ChunkedArray) -> str:
+    return f"{pc.mean(pc.binary_length(values)).as_py() or 0.0:,.0f} bytes each of"
 
 
 def _described(etl: EtlConfig) -> str:

@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import partial, singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlprod import manifest
-from mlprod.config import Column, EtlConfig
+from mlprod.config import AnyLabel, Column, EtlConfig, NextToken
+from mlprod.cores import num_cores
 from mlprod.errors import DataError
 from mlprod.etl import bad_rows, report, sources, spill, split
 from mlprod.etl.bad_rows import Bad, sorted_out
 from mlprod.etl.derive import check_hook, derive
 from mlprod.etl.files import Copies
-from mlprod.etl.identity import rows_bytes
-from mlprod.etl.label import label_column, said
+from mlprod.etl.identity import Identity, rows_bytes
+from mlprod.etl.label import label_column, said, spilled_as
 from mlprod.etl.lookups import LookupTable, read_lookup
 from mlprod.etl.schema import FLOAT32_MAX, Loose, beyond_float32, hashable
 from mlprod.etl.settle import KEY, LABEL, ROW, SPLIT, key_hashes
@@ -45,6 +46,7 @@ def renamed(etl: EtlConfig, rows: pa.Table) -> pa.Table:
 
 def _hashed(etl: EtlConfig, rows: pa.Table) -> pa.Table:
     """Returns the rows with row hash, key hash where there is a key, and split."""
+    columns = rows.column_names
     extracted = [c.name for c in etl.columns if not c.derived]
     row = hash_columns({n: hashable(rows[n]) for n in [*extracted, etl.label.column]}, rows.num_rows, etl.hash_seed)
     key = hash_columns({n: hashable(rows[n]) for n in etl.key}, rows.num_rows, etl.hash_seed) if etl.key else row
@@ -54,7 +56,7 @@ def _hashed(etl: EtlConfig, rows: pa.Table) -> pa.Table:
         added |= {KEY[0]: key.hi, KEY[1]: key.lo}
     for name, values in added.items():
         rows = rows.append_column(name, values if isinstance(values, pa.ChunkedArray) else pa.array(values))
-    return rows
+    return rows if spilled_as(etl.label) in columns else rows.drop_columns([etl.label.column])
 
 
 def _check_values(etl: EtlConfig, rows: pa.Table) -> None:
@@ -108,6 +110,20 @@ class Reading:
                 for lookup in self.lookups:
                     rows = lookup.join(rows)
                 yield rows, [row | {"where": self.copies.original(row["where"])} for row in bad]
+
+
+@singledispatch
+def sized(label: AnyLabel, etl: EtlConfig, identity: Identity) -> tuple[EtlConfig, Identity]:
+    """Returns the config with chunks that memory can hold, and how large all rows are: what long texts change."""
+    return etl, identity
+
+
+@sized.register
+def _(label: NextToken, etl: EtlConfig, identity: Identity) -> tuple[EtlConfig, Identity]:
+    size = identity.expected_bytes + sources.text_bytes(etl.source, identity.rows)
+    held = etl.memory_bytes // (etl.workers or num_cores()) // HELD
+    fitting = max(held * max(identity.rows, 1) // max(size, 1), 1)
+    return replace(etl, chunk_rows=min(etl.chunk_rows, fitting)), replace(identity, expected_bytes=size)
 
 
 def plan_reading(etl: EtlConfig, tasks: Tasks, expected_bytes: int) -> Reading:

@@ -15,6 +15,7 @@ class Identity:
     description: dict[str, Any]
     expected_bytes: int  # in memory, roughly: sizes the external sort
     stable: bool
+    rows: int  # about
     stamps: tuple[tuple[int, int], ...] = field(default=(), compare=False)  # of files: see `files.stamps`
 
 
@@ -27,4 +28,4 @@ def of_files(path: str, rows: int, num_columns: int, told: Told) -> Identity:
     """Returns the identity of the files that a path names, which have about so many rows."""
     seen, files = stamps(path), [file_identity(name, told) for name in files_of(path)]
     described = files[0] if len(files) == 1 else {"bytes": sum(file["bytes"] for file in files), "files": files}
-    return Identity(description=described, expected_bytes=rows_bytes(rows, num_columns), stable=True, stamps=seen)
+    return Identity(description=described, expected_bytes=rows_bytes(rows, num_columns), stable=True, rows=rows, stamps=seen)

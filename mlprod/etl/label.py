@@ -1,4 +1,4 @@
-"""The label: what the rows say is to be learned, as a raw column and as the number that is stored.
+"""The label: what the rows say is to be learned, as a raw column and as the number that is stored; of texts, themselves.
 
 Promise: a row's label follows from the row alone, but for the numbers of classes, which are those of all rows' values, sorted.
 """
@@ -9,22 +9,49 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlprod.config import AnyLabel, Classes, Column, Equals, Label, Number
+from mlprod.config import AnyLabel, Classes, Column, Equals, Label, NextToken, Number
 from mlprod.errors import DataError
 from mlprod.etl.schema import FLOAT32_MAX, beyond_float32, combined
+from mlprod.etl.settle import LABEL
 from mlprod.features import Target, as_text
 
 MOST_CLASSES = 1000  # which a head of a model and a table for people can bear
 
 
+@singledispatch
+def label_type(label: AnyLabel) -> str:
+    """Returns the type of the label's column."""
+    raise AssertionError(f"{type(label).__name__} is no label")
+
+
+@label_type.register
+def _(label: Label | Number) -> str:
+    return "float64"
+
+
+@label_type.register
+def _(label: Equals | Classes) -> str:
+    return label.type
+
+
+@label_type.register
+def _(label: NextToken) -> str:
+    return "string"
+
+
 def label_column(label: AnyLabel) -> Column:
     """Returns the raw label as a column of the source."""
-    return Column(name=label.column, type="float64" if isinstance(label, Label | Number) else label.type, role="label")
+    return Column(name=label.column, type=label_type(label), role="label")
+
+
+def spilled_as(label: AnyLabel) -> str:
+    """Returns the column of spilled rows that holds the raw label: of texts what is said of them, for they are written once."""
+    return LABEL if isinstance(label, NextToken) else label.column
 
 
 @singledispatch
 def said(label: AnyLabel, values: pa.ChunkedArray) -> pa.Array:
-    """Returns what a label says of the values of its column, of which none is null: float32[B], of classes their text.
+    """Returns what a label says of the values of its column, of which none is null: float32[B], of classes and texts their text.
 
     Raises:
         DataError: a number beyond float32.
@@ -50,7 +77,7 @@ def _(label: Number, values: pa.ChunkedArray) -> pa.Array:
 
 
 @said.register
-def _(label: Classes, values: pa.ChunkedArray) -> pa.Array:
+def _(label: Classes | NextToken, values: pa.ChunkedArray) -> pa.Array:
     return _text(values)
 
 
@@ -83,6 +110,11 @@ def _(label: Number) -> str:
 @described.register
 def _(label: Classes) -> str:
     return f"which {label.column}"
+
+
+@described.register
+def _(label: NextToken) -> str:
+    return f"the next token of {label.column}"
 
 
 def stored_labels(target: Target, said: pa.ChunkedArray) -> np.ndarray:

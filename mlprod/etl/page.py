@@ -30,6 +30,8 @@ def render(body: Mapping[str, Any]) -> str:
     engine.filters |= {"visible": report.visible, "number": report.number}
     shown: dict[str, Any] = {"ends": ends, "picture": picture}
     shown |= {"becomes": report.becomes, "filled": report.filled, "middle": report.middle, "share": report.share}
+    shown |= {"of_text": [name for name in report.OF_TEXT if name in body["splits"]["train"]]}
+    shown |= {"told_of_text": partial(report.told_of_text, body)}
     shown |= {"means": report.MEANS, "measures": MEASURES, "mean_label": partial(report.mean_label, body)}
     template = engine.get_template("page.html")
     return template.render(body, dropped=report.DROPPED, count="{:,}".format, **shown)

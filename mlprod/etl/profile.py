@@ -62,7 +62,7 @@ def is_number(c: Column) -> bool:
 
 def profiles(tables: Mapping[str, pa.Table], columns: Sequence[Column], spec: FeatureSpec) -> dict[str, Profile]:
     """Returns {column: what is seen of it} from the rows of each split, see `stored.sample`."""
-    fitted = {f.name: f for f in spec.features}
+    fitted = {f.name: f for f in (*spec.numeric, *spec.categorical)}
     return {c.name: _profile(tables, c, fitted.get(c.name), spec.target) for c in columns}
 
 

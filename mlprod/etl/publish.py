@@ -1,6 +1,6 @@
 """The second half of a build: rows in stored order become the files of a version, and the version is published.
 
-fit (training split only) -> write (row groups in order of the hash) -> report -> manifest, last.
+fit (training split only; texts: tokenize and pack) -> write (row groups in order of the hash) -> report -> manifest, last.
 
 Promise: what is fitted sees training rows alone; a version is there when its manifest is, and all that the manifest names is on
 the disk before.
@@ -11,17 +11,17 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial, singledispatch
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from mlprod import __version__, compare, features, manifest
-from mlprod.config import Column, Config, EtlConfig
+from mlprod.config import AnyLabel, Column, Config, EtlConfig, NextToken
 from mlprod.errors import DataError
-from mlprod.etl import bad_rows, fit, page, report
+from mlprod.etl import bad_rows, fit, pack, page, report
 from mlprod.etl.extract import Extracted
 from mlprod.etl.label import check_labels
 from mlprod.etl.schema import raw_column
@@ -44,6 +44,80 @@ class Build:
     key: str  # see `run.build_key`
     source: Mapping[str, Any]  # what is to be kept of it
     began: float  # by `time.monotonic`
+
+
+class Content(Protocol):
+    """What the rows in stored order become, by what is learned of them."""
+
+    @property
+    def etl(self) -> EtlConfig:
+        """Says which columns are stored."""
+        ...
+
+    @property
+    def spec(self) -> features.FeatureSpec:
+        """The transform, but for what `fitted` adds."""
+        ...
+
+    @property
+    def rows(self) -> Stored:
+        """What is written, in its order."""
+        ...
+
+    def fitted(self, written: Mapping[str, Written]) -> features.FeatureSpec:
+        """Returns the whole transform; raises DataError where the training rows have nothing to learn from."""
+        ...
+
+    def keep(self, dataset: Path, version: int) -> None:
+        """Writes what else belongs to the version."""
+        ...
+
+    def report(
+        self, dataset: str, published: Manifest, written: Mapping[str, Written], counts: report.Counts, spec: features.FeatureSpec
+    ) -> dict[str, Any]:
+        """Returns the data report, but for the seconds."""
+        ...
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows of features and a label."""
+
+    etl: EtlConfig
+    spec: features.FeatureSpec
+    rows: Stored
+
+    @cached_property
+    def _sample(self) -> dict[str, pa.Table]:
+        return sample(self.rows, self.etl.columns)
+
+    def fitted(self, written: Mapping[str, Written]) -> features.FeatureSpec:
+        """Returns the transform with what the written training rows tell."""
+        spec = _scaled(self.spec, written["train"], self._sample["train"])
+        check_labels(self.etl.label, spec.target)
+        return spec
+
+    def keep(self, dataset: Path, version: int) -> None:
+        """Writes nothing."""
+
+    def report(
+        self, dataset: str, published: Manifest, written: Mapping[str, Written], counts: report.Counts, spec: features.FeatureSpec
+    ) -> dict[str, Any]:
+        """Returns the data report, but for the seconds."""
+        return report.body(dataset, self.etl, published, written, counts, spec, self._sample)
+
+
+@singledispatch
+def content_of(label: AnyLabel, etl: EtlConfig, tasks: Tasks, stored: Stored) -> Content:
+    """Returns what the rows become.
+
+    Raises:
+        DataError: there are no training rows, or they have nothing to learn from.
+    """
+    return Examples(etl, _fit(etl, tasks, stored), stored)
+
+
+content_of.register(NextToken, pack.packed)
 
 
 def write_splits(
@@ -82,11 +156,9 @@ def _fit(etl: EtlConfig, tasks: Tasks, stored: Stored) -> features.FeatureSpec:
     """Fits on the training split.
 
     Raises:
-        DataError: there are no training rows, or a feature has no value in them.
+        DataError: a feature has no value in them.
     """
     train = SPLITS.index("train")
-    if not stored.num_rows(train):
-        raise DataError("the split left no training rows; lower config.etl.split.eval and .test, or split by a finer column")
     names = [c.name for c in etl.columns if c.role == "feature"]
     with tasks.lines.phase("fit") as phase:
 
@@ -108,7 +180,9 @@ QUANTILES = 64  # parts into which quantiles cut the values of a number
 def _scaled(spec: features.FeatureSpec, train: Written, rows: pa.Table) -> features.FeatureSpec:
     """Returns the transform with means and deviations of the written training split, and quantiles of `rows`, its first."""
     fitted = [
-        replace(train.scales[f.name].fitted(f, train.num_rows), quantiles=_quantiles(rows[f.name])) if f.kind == "numeric" else f
+        replace(train.scales[f.name].fitted(f, train.num_rows), quantiles=_quantiles(rows[f.name]))
+        if isinstance(f, features.Feature) and f.kind == "numeric"
+        else f
         for f in spec.features
     ]
     target = spec.target if spec.target.task == "classes" else train.label.of_target(spec.target, train.num_rows)
@@ -130,15 +204,16 @@ def publish(build: Build, tasks: Tasks, extracted: Extracted, stored: Stored) ->
     Raises:
         DataError: there are no training rows, a feature has no value in them, or they all have one label.
     """
-    cfg, etl, counts, dataset = build.cfg, build.etl, extracted.counts, Path(build.cfg.dataset)
-    spec = _fit(etl, tasks, stored)
+    cfg, counts, dataset = build.cfg, extracted.counts, Path(build.cfg.dataset)
+    if not stored.num_rows(SPLITS.index("train")):
+        raise DataError("the split left no training rows; lower config.etl.split.eval and .test, or split by a finer column")
+    content = content_of(build.etl.label, build.etl, tasks, stored)
+    etl = content.etl
     version = (manifest.versions(open_store(cfg.dataset)) or [0])[-1] + 1
     if not (tasks.work / "write").exists():
         shutil.rmtree(dataset / "files" / f"{version:06d}", ignore_errors=True)  # of another build that published nothing
-    written = write_splits(etl, spec, dataset, f"files/{version:06d}", tasks, stored)
-    tables = sample(stored, etl.columns)
-    spec = _scaled(spec, written["train"], tables["train"])
-    check_labels(etl.label, spec.target)
+    written = write_splits(etl, content.spec, dataset, f"files/{version:06d}", tasks, content.rows)
+    spec = content.fitted(written)
     columns, text = stored_columns(etl, spec), features.dumps(spec)
     splits = {name: split.shards for name, split in written.items()}
     to_disk(dataset / "files" / f"{version:06d}")
@@ -150,9 +225,10 @@ def publish(build: Build, tasks: Tasks, extracted: Extracted, stored: Stored) ->
         report=f"reports/{version:06d}.json", source={**build.source, "rows_read": counts.read, "mlprod": __version__},
     )  # fmt: skip
     manifest.write_atomically(dataset / published.features, text)
+    content.keep(dataset, version)
     if etl.bad_rows == "quarantine" and counts.bad:
         bad_rows.gather(extracted.bad_rows, dataset / report.quarantine(version))
-    told = report.body(cfg.dataset, etl, published, written, counts, spec, tables)
+    told = content.report(cfg.dataset, published, written, counts, spec)
     _write_report(dataset / published.report, {**told, "seconds": time.monotonic() - build.began})
     manifest.write(dataset, published)
     return published

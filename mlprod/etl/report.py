@@ -67,7 +67,7 @@ def column_rows(
     counts: Counts, columns: Sequence[Column], spec: FeatureSpec, labelled: int, profiles: Mapping[str, Profile]
 ) -> list[dict[str, Any]]:
     """Returns one JSON object a column: what it is and becomes, what is missing, its ends, and what is seen of it."""
-    fitted = {f.name: f for f in spec.features}
+    fitted = {f.name: f for f in (*spec.numeric, *spec.categorical)}
     rows = []
     for c in columns:
         f, seen = fitted.get(c.name), profiles[c.name]
@@ -95,26 +95,55 @@ def body(
 ) -> dict[str, Any]:
     """Returns the report as JSON data, but for the seconds; `tables`: rows of each split, see `stored.sample`."""
     labelled = counts.read - counts.bad - counts.without_label
-    splits = {
-        name: {
-            "rows": w.num_rows, "label_mean": w.label_mean,
-            "files": len(w.shards), "bytes": sum(s.bytes for s in w.shards),
-        }
-        for name, w in written.items()
-    }  # fmt: skip
+    splits = _splits(written)
     shown = [*_label_shown(etl), *etl.columns]
     seen = profiles({split: _with_label(table, shown) for split, table in tables.items()}, shown, spec)
+    return {
+        **_about(dataset, etl, published, counts, kept=sum(w.num_rows for w in written.values())),
+        "splits": splits, "sample": {split: table.num_rows for split, table in tables.items()},
+        "columns": column_rows(counts, shown, spec, labelled, seen),
+        "warnings": warnings_of(etl.columns, spec, seen, splits),
+    }  # fmt: skip
+
+
+def of_texts(
+    dataset: str,
+    etl: EtlConfig,
+    published: Manifest,
+    written: Mapping[str, Written],
+    counts: Counts,
+    spec: FeatureSpec,
+    texts: Mapping[str, Mapping[str, int]],
+) -> dict[str, Any]:
+    """Returns the report of packed texts as JSON data, but for the seconds; `texts`: what is known of each split's."""
+    splits = _splits(written)
+    return {
+        **_about(dataset, etl, published, counts, kept=sum(text["documents"] for text in texts.values())),
+        "splits": {name: {**split, **texts[name]} for name, split in splits.items()},
+        "row_tokens": spec.sequences[0].length, "num_ids": spec.sequences[0].num_ids,
+        "sample": {}, "columns": [], "warnings": warnings_of((), spec, {}, splits),
+    }  # fmt: skip
+
+
+def _about(dataset: str, etl: EtlConfig, published: Manifest, counts: Counts, kept: int) -> dict[str, Any]:
     return {
         "dataset": dataset, "version": published.version, "dataset_id": published.dataset_id,
         "label": {"column": etl.label.column, "task": etl.label.task, "says": described(etl.label)},
         "rows": {
             "read": counts.read, "bad": counts.bad, "without_label": counts.without_label, "duplicates": counts.duplicates,
-            "kept": sum(w.num_rows for w in written.values()),
+            "kept": kept,
         },
         "quarantine": quarantine(published.version) if etl.bad_rows == "quarantine" and counts.bad else "",
-        "splits": splits, "sample": {split: table.num_rows for split, table in tables.items()},
-        "columns": column_rows(counts, shown, spec, labelled, seen),
-        "warnings": warnings_of(etl.columns, spec, seen, splits),
+    }  # fmt: skip
+
+
+def _splits(written: Mapping[str, Written]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {
+            "rows": w.num_rows, "label_mean": w.label_mean,
+            "files": len(w.shards), "bytes": sum(s.bytes for s in w.shards),
+        }
+        for name, w in written.items()
     }  # fmt: skip
 
 
@@ -178,7 +207,8 @@ def middle(c: Mapping[str, Any]) -> Any:
     return c["median"] if c["fill"] is None else c["fill"]
 
 
-MEANS = {"binary": "positive", "regression": "mean label", "classes": ""}
+MEANS = {"binary": "positive", "regression": "mean label", "classes": "", "tokens": "predicted a row"}
+OF_TEXT = ("documents", "tokens", "longest", "cut", "padding")  # of a split, besides what every task has
 
 
 def task_of(report: Mapping[str, Any]) -> str:
@@ -193,6 +223,13 @@ def mean_label(report: Mapping[str, Any], split: Mapping[str, Any]) -> str:
         return ""
     mean = split["label_mean"] if "label_mean" in split else split["positive_share"]
     return share(mean, 2) if task_of(report) == "binary" else number(mean)
+
+
+def told_of_text(report: Mapping[str, Any], split: Mapping[str, Any], what: str) -> str:
+    """Returns one of `OF_TEXT` of a split: padding as a share of all that is stored."""
+    if what == "padding":
+        return share(split[what] / max(split["rows"] * report["row_tokens"], 1))
+    return f"{split[what]:,}"
 
 
 def show(report: Mapping[str, Any]) -> None:
@@ -214,14 +251,27 @@ def show(report: Mapping[str, Any]) -> None:
     for name, s in report["splits"].items():
         splits.add_row(name, f"{s['rows']:,}", mean_label(report, s), str(s["files"]), f"{s['bytes'] / 1e6:.1f}")
     console.print(splits)
+    of_text = [what for what in OF_TEXT if what in report["splits"]["train"]]
+    if of_text:
+        console.print(_text_table(report, of_text))
     if "warnings" not in report:  # of a version that an older mlprod built
         return
-    console.print(_column_table(report["columns"], ends=console.width >= WIDE))
+    if report["columns"]:
+        console.print(_column_table(report["columns"], ends=console.width >= WIDE))
     for line in report["warnings"]:
         console.print(Text.assemble(("warning: ", "bold yellow"), line), soft_wrap=True)
 
 
 WIDE = 100  # characters of a terminal that has room for the ends of columns too
+
+
+def _text_table(report: Mapping[str, Any], of_text: Sequence[str]) -> Table:
+    table = Table("split", box=SIMPLE_HEAD, pad_edge=False)
+    for what in of_text:
+        table.add_column(what, justify="right")
+    for name, split in report["splits"].items():
+        table.add_row(name, *(told_of_text(report, split, what) for what in of_text))
+    return table
 
 
 def _column_table(columns: Sequence[Mapping[str, Any]], *, ends: bool) -> Table:

@@ -1,7 +1,7 @@
 """The ETL story: rows of a source become a version of a dataset. Read this file first.
 
 extract (typed, joined, hashed, cut by key hash) -> settle (equal rows, row ids) -> sort (by order hash) -> fit (training split
-only) -> write (row groups in order of the hash) -> publish (the manifest, last).
+only; of texts: tokenize, pack) -> write (row groups in order of the hash) -> publish (the manifest, last).
 
 Promise: memory follows from `memory_bytes`, not from the input; a kill at any moment leaves the versions there were, and the
 same command goes on with the tasks that are left. The same content gives the same `dataset_id`, and the same bytes.
@@ -20,8 +20,8 @@ from mlprod.config import Config, EtlConfig
 from mlprod.console import PhaseLines
 from mlprod.cores import num_cores
 from mlprod.errors import DataError, WorkdirError
-from mlprod.etl import infer, report, sources
-from mlprod.etl.extract import extract, plan_reading, source_columns
+from mlprod.etl import infer, report, sources, tokenize
+from mlprod.etl.extract import extract, plan_reading, sized, source_columns
 from mlprod.etl.identity import Identity
 from mlprod.etl.label import label_column
 from mlprod.etl.lookups import lookup_identity
@@ -46,6 +46,7 @@ def build_key(etl: EtlConfig, identity: Identity) -> str:
         "source": identity.description,
         "lookups": lookups,
         "nonce": "" if identity.stable else time.time_ns(),
+        **tokenize.identity(etl.label),
     }
     return manifest.sha256_text(manifest.canonical(parts))[:32]
 
@@ -72,6 +73,7 @@ def build(cfg: Config) -> tuple[Manifest, bool]:
     if is_remote(cfg.dataset):
         raise WorkdirError(f"config.dataset={cfg.dataset!r} is remote; build it in a local folder, then copy the folder there")
     began, dataset, etl = time.monotonic(), Path(cfg.dataset), cfg.etl
+    tokenize.identity(etl.label)  # tells what is wrong with a tokenizer before anything is read
     names = [c.name for c in [*source_columns(etl), label_column(etl.label)]]
     with PhaseLines(wanted=cfg.tracking.progress) as lines:
         with lines.phase("identify", sources.num_bytes(etl.source), "MB") as phase:
@@ -92,14 +94,15 @@ def _build(
 ) -> Manifest:
     """Does the tasks that are left, and publishes."""
     dataset, workers = Path(cfg.dataset), cfg.etl.workers or num_cores()
+    etl, identity = sized(cfg.etl.label, cfg.etl, identity)
     check_folders(dataset)
     sweep(dataset, work)
     check_room(dataset, work, identity.expected_bytes)
     work.mkdir(parents=True, exist_ok=True, mode=0o700)
     with pool_of(cfg.etl.executor, workers) as pool:
         tasks = Tasks(work, workers, lines, pool)
-        reading = plan_reading(cfg.etl, tasks, identity.expected_bytes)
-        etl, reading, types = infer.resolved(cfg.etl, tasks, reading)
+        reading = plan_reading(etl, tasks, identity.expected_bytes)
+        etl, reading, types = infer.resolved(etl, tasks, reading)
         etl = sendable(etl)
         extracted = extract(etl, tasks, reading)
         if not sources.unchanged(etl.source, names, identity):

@@ -1,7 +1,7 @@
 """Rows out of a source, a part and a chunk at a time; and what identifies a source.
 
 Promise: every column is checked by name before a row is read. What a source is made of (`csv_files.py` and `blocks.py`,
-`columnar.py`, `sql.py` and `ranges.py`) does not matter to the rest.
+`columnar.py`, `text_files.py`, `sql.py` and `ranges.py`) does not matter to the rest.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,10 +13,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from mlprod.config import Column, CsvSource, JsonLinesSource, ParquetSource, SqlSource
-from mlprod.etl import blocks, columnar, ranges
+from mlprod.config import Column, CsvSource, JsonLinesSource, ParquetSource, SqlSource, TextSource
+from mlprod.etl import blocks, columnar, ranges, text_files
 from mlprod.etl.connection import reached_before
-from mlprod.etl.csv_files import about_rows, csv_chunks, csv_places, row_bytes
+from mlprod.etl.csv_files import UNPACKED, about_rows, csv_chunks, csv_places, row_bytes
 from mlprod.etl.files import Copies, Told, copy_plain, files_of, is_plain, places, stamps, told_of_file, untold
 from mlprod.etl.identity import Identity, of_files
 from mlprod.etl.schema import Loose
@@ -82,12 +82,24 @@ def unpacked(source: Any, folder: Path, run: Run) -> tuple[Any, Copies]:
         return source, Copies("", {})
     encoding = source.encoding if isinstance(source, CsvSource) else "utf-8"
     copies = places(source.path, encoding, folder)
-    if not copies.names:
-        return source, copies
-    folder.mkdir(parents=True, exist_ok=True)
-    run({Path(to).stem: partial(copy_plain, name, encoding, Path(to)) for to, name in copies.names.items()})
-    changed = {"encoding": "utf-8"} if isinstance(source, CsvSource) else {}
-    return replace(source, path=copies.path, **changed), copies
+    if copies.names:
+        folder.mkdir(parents=True, exist_ok=True)
+        run({Path(to).stem: partial(copy_plain, name, encoding, Path(to)) for to, name in copies.names.items()})
+    return _as_copied(source, copies), copies
+
+
+@singledispatch
+def _as_copied(source: Any, copies: Copies) -> Any:
+    """Returns a source whose files are read where `copies` says."""
+    return replace(source, path=copies.path)
+
+
+@_as_copied.register
+def _(source: CsvSource, copies: Copies) -> CsvSource:
+    return replace(source, path=copies.path, encoding="utf-8") if copies.names else source
+
+
+_as_copied.register(TextSource, text_files.named)
 
 
 @singledispatch
@@ -115,6 +127,11 @@ def _(source: CsvSource | ParquetSource | JsonLinesSource, names: Sequence[str],
     return of_files(source.path, extent(source)[2], len(names), told)
 
 
+@identify.register
+def _(source: TextSource, names: Sequence[str], told: Told = untold) -> Identity:
+    return text_files.identity(source, names, told)
+
+
 def num_bytes(source: Any) -> int:
     """Returns how many bytes `identify` tells of: those of the files of this machine."""
     if isinstance(source, SqlSource) or is_remote(source.path):
@@ -124,6 +141,8 @@ def num_bytes(source: Any) -> int:
 
 def extent(source: Any) -> tuple[int, int, int]:
     """Returns (files, bytes, about how many rows) of a source of files."""
+    if isinstance(source, TextSource):
+        return len(_there(source.path)), sum(size for size, _ in stamps(source.path)), text_files.about(source)[1]
     encoding = source.encoding if isinstance(source, CsvSource) else "utf-8"
     names = _there(source.path)
     plain = isinstance(source, ParquetSource) and all(is_plain(name, encoding) for name in names)
@@ -134,6 +153,26 @@ def extent(source: Any) -> tuple[int, int, int]:
 def _there(path: str) -> list[str]:
     """Returns the files that a path names and that are there; a missing one is told of where it is read."""
     return [name for name in files_of(path) if is_remote(name) or Path(name).is_file()]
+
+
+TEXT_BYTES = 4096  # of a text in a database, where nothing says how long texts are
+
+
+@singledispatch
+def text_bytes(source: Any, rows: int) -> int:
+    """Returns about how many bytes the texts of a source of so many rows take, besides what its identity reckons a value."""
+    names = [(name, is_plain(name, "utf-8") and not isinstance(source, ParquetSource)) for name in _there(source.path)]
+    return sum(stamps(name)[0][0] * (1 if plain else UNPACKED) for name, plain in names)
+
+
+@text_bytes.register
+def _(source: SqlSource, rows: int) -> int:
+    return rows * TEXT_BYTES
+
+
+@text_bytes.register
+def _(source: TextSource, rows: int) -> int:
+    return 0  # its identity knows them
 
 
 @singledispatch
@@ -168,6 +207,11 @@ def _(source: JsonLinesSource, names: Sequence[str], chunk_rows: int) -> list[An
         with told_of_file(path):
             found += columnar.lines(path, chunk_rows * row_bytes(path))
     return found
+
+
+@parts.register
+def _(source: text_files.Named, names: Sequence[str], chunk_rows: int) -> list[Any]:
+    return text_files.parts(source, chunk_rows)
 
 
 parts.register(ranges.Ranged, ranges.parts)
@@ -208,6 +252,11 @@ def _(source: JsonLinesSource) -> list[str]:
     return columnar.line_names(files_of(source.path)[0])
 
 
+@column_names.register
+def _(source: TextSource) -> list[str]:
+    return text_files.NAMES
+
+
 @singledispatch
 def stored_types(source: Any) -> dict[str, str]:
     """Returns {column: type} of the columns whose type the source itself says, one type for all of its rows."""
@@ -227,6 +276,11 @@ def _(source: ParquetSource) -> dict[str, str]:
     return columnar.stored_types(source.path)
 
 
+@stored_types.register
+def _(source: TextSource | text_files.Named) -> dict[str, str]:
+    return dict.fromkeys(text_files.NAMES, "string")
+
+
 @singledispatch
 def head(source: Any, names: Sequence[str], num_rows: int) -> Loose | None:
     """Returns the first rows of a source, at most `num_rows`, however large it is; None where there are none."""
@@ -239,6 +293,9 @@ head.register(SqlSource, sql_head)
 @head.register
 def _(source: JsonLinesSource, names: Sequence[str], num_rows: int) -> Loose | None:
     return columnar.first_lines(files_of(source.path)[0], names, num_rows)
+
+
+head.register(TextSource, text_files.head)
 
 
 @singledispatch
@@ -270,4 +327,5 @@ def _(source: JsonLinesSource, part: columnar.Lines, columns: Sequence[Column], 
     yield from columnar.loose(part, [c.name for c in columns], chunk_rows)
 
 
+read.register(text_files.Named, text_files.read)
 read.register(ranges.Ranged, ranges.read)

@@ -230,5 +230,8 @@ def sql_identity(source: SqlSource, names: Sequence[str], told: Told = untold) -
     if key is not None:
         description["last_key"] = f"{key_of_text(str(newest)):016x}"  # the column may be sensitive
     return Identity(
-        description=description, expected_bytes=rows_bytes(rows, len(names)), stable=bool(source.watermark) or key is not None
+        description=description,
+        expected_bytes=rows_bytes(rows, len(names)),
+        rows=rows,
+        stable=bool(source.watermark) or key is not None,
     )

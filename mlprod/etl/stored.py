@@ -16,6 +16,7 @@ import pyarrow as pa
 from mlprod.config import Column, EtlConfig
 from mlprod.etl import settle, spill
 from mlprod.etl.extract import Reading
+from mlprod.etl.label import spilled_as
 from mlprod.etl.settle import AT, LABEL, ORDER, ROW_ID, SPLIT
 from mlprod.etl.tasks import Tasks
 from mlprod.manifest import SPLITS
@@ -29,10 +30,11 @@ class Stored:
     extracted: spill.Index  # of which pieces name rows; empty: they hold the rows themselves
     pieces: spill.Index
     counts: Mapping[str, Sequence[int]]  # piece -> rows of each split
+    folder: str = "stored"  # of `work`, in which the pieces are
 
     def rows(self, columns: Sequence[str], split: int, piece: str, start: int = 0, stop: int = -1) -> pa.Table:
         """Returns rows [start, stop) of a split in a piece that has any: these columns, and the row ids."""
-        found = spill.read_bucket(self.work / "stored", {piece: self.pieces[piece]}, split)
+        found = spill.read_bucket(self.work / self.folder, {piece: self.pieces[piece]}, split)
         assert found is not None
         found = found.slice(start, stop - start if stop >= 0 else None)
         if not self.extracted:
@@ -104,7 +106,7 @@ NOTHING: dict[str, Any] = {"batches": [], "duplicates": 0, "rows": [0] * len(SPL
 
 
 def _settled(etl: EtlConfig, rows: pa.Table) -> settle.Settled:
-    columns = (*(c.name for c in etl.columns if not c.derived), etl.label.column)
+    columns = (*(c.name for c in etl.columns if not c.derived), spilled_as(etl.label))
     return settle.settle(rows, settle.Rule(etl.dedup, columns, etl.key, etl.keep))
 
 
@@ -115,7 +117,7 @@ def order_bucket(etl: EtlConfig, work: Path, extracted: spill.Index, name: str) 
         return NOTHING
     settled = _settled(etl, rows)
     split = rows[SPLIT].to_numpy()[settled.index]
-    left = _store(work, name, pa.table({AT: settled.index.astype(np.int32), ROW_ID: settled.added[ROW_ID]}), split)
+    left = keep(work / "stored", name, pa.table({AT: settled.index.astype(np.int32), ROW_ID: settled.added[ROW_ID]}), split)
     return {"duplicates": settled.duplicates, **left}
 
 
@@ -136,11 +138,11 @@ def sort_bucket(work: Path, settled: spill.Index, name: str) -> dict[str, Any]:
     if rows is None:
         return NOTHING
     rows = settle.in_stored_order(rows)
-    return _store(work, name, rows, rows[SPLIT].to_numpy())
+    return keep(work / "stored", name, rows, rows[SPLIT].to_numpy())
 
 
-def _store(work: Path, name: str, rows: pa.Table, split: np.ndarray) -> dict[str, Any]:
+def keep(folder: Path, name: str, rows: pa.Table, split: np.ndarray) -> dict[str, Any]:
     """Writes rows in stored order, or where they are, split by split."""
-    with spill.Spill(work / "stored" / f"{name}.arrow") as out:
+    with spill.Spill(folder / f"{name}.arrow") as out:
         out.add(rows, split.astype(np.uint16))
     return {"batches": out.batches, "rows": np.bincount(split, minlength=len(SPLITS)).tolist()}

@@ -23,7 +23,7 @@ def warnings_of(
     columns: Sequence[Column], spec: FeatureSpec, profiles: Mapping[str, Profile], splits: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
     """Returns the warnings, those of splits first, then column by column; `splits`: {split: its rows and mean label}."""
-    fitted, rows = {f.name: f for f in spec.features}, splits["train"]["rows"]
+    fitted, rows = {f.name: f for f in (*spec.numeric, *spec.categorical)}, splits["train"]["rows"]
     found = [*_splits(splits, spec.target), *_classes(spec.target)]
     for c in columns:
         name, seen = f"column {_short(c.name)!r}", profiles[c.name]

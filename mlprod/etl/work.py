@@ -19,7 +19,7 @@ from mlprod.etl.files import Unreadable
 from mlprod.locks import holder_of
 from mlprod.store import FULL
 
-FOLDERS = ("files", "features", "reports", "quarantine", "manifests")
+FOLDERS = ("files", "features", "vocab", "reports", "quarantine", "manifests")
 LEAST_SHARE = 64  # a build takes about as much disk as its rows take memory: half of it to one and a half
 LEAST_BYTES = 4096  # of the manifest alone
 GOES_ON = "then the same command goes on with the tasks that are left"

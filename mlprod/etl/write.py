@@ -2,10 +2,10 @@
 
 Promise: equal content gives equal sums, so an equal `dataset_id`; statistics are added exactly, over row groups
 in stored order.
-Price: `AT_ONCE` rows in memory, and hashing every stored value once (about 2 us a row of 25 columns).
+Price: `AT_ONCE` rows in memory, fewer where they are wide, and hashing every stored value once (about 2 us a row of 25 columns).
 
 Storage: features lie packed, one FixedSizeBinary column per dtype: a reader decodes one column instead of dozens, 4 to 5 times
-faster. Keys, label and row id stay ordinary columns.
+faster; sequences of ids do so in either storage. Keys, label and row id stay ordinary columns.
 """
 
 import math
@@ -24,16 +24,21 @@ from mlprod.etl.schema import ARROW, combined, hashable, raw_column
 from mlprod.etl.settle import LABEL, ROW_ID
 from mlprod.etl.shards import ShardWriter
 from mlprod.features import Feature, FeatureSpec, Target, apply
-from mlprod.hashing import FixedValues, Hash128, hash_columns, hash_sum, mix_hash
+from mlprod.features import Sequence as Ids
+from mlprod.hashing import FixedValues, Hash128, hash_columns, hash_sum, matrix_words, mix_hash
 from mlprod.manifest import Shard, StoredColumn, shard_of
 
-AT_ONCE = 1 << 16  # rows that are encoded and hashed together, where a row group has not more
-PACKED = {"numeric": ("packed_float32", np.dtype(np.float32)), "categorical": ("packed_int32", np.dtype(np.int32))}
+AT_ONCE, VALUES_AT_ONCE = 1 << 16, 1 << 20  # rows, and ids, that are encoded and hashed together, where a group has not more
+PACKED = {
+    "numeric": ("packed_float32", np.dtype(np.float32)),
+    "categorical": ("packed_int32", np.dtype(np.int32)),
+    "sequence": ("packed_int32", np.dtype(np.int32)),
+}
 TRAINED_ROLES = ("label", "weight", "row_id")  # besides the features
 
 
 def stored_columns(etl: EtlConfig, spec: FeatureSpec) -> tuple[StoredColumn, ...]:
-    """Returns what the files hold: features (numeric, then categorical, in spec order), label, then the plain columns."""
+    """Returns what the files hold: features (numeric, categorical, sequences, each in spec order), label, the plain columns."""
     declared = {column.name: column for column in etl.columns}
 
     def feature(f: Feature) -> StoredColumn:
@@ -49,6 +54,7 @@ def stored_columns(etl: EtlConfig, spec: FeatureSpec) -> tuple[StoredColumn, ...
     keys = [replace(declared[name], role="key") for name in etl.key]  # a feature may be part of the key as well
     return (
         *(feature(f) for f in (*spec.numeric, *spec.categorical)),
+        *(_sequence(f) for f in spec.sequences),
         _stored(label, dtype="float32", kind="plain", stored_in="label"),
         *(_stored(c, dtype="float32", kind="plain", stored_in=c.name) for c in weight),
         *(_stored(c, dtype=c.type, kind="plain", stored_in=c.name) for c in plain),
@@ -64,19 +70,32 @@ def _stored(c: Column, *, dtype: str, kind: str, stored_in: str, vocabulary_size
     )  # fmt: skip
 
 
+def _sequence(f: Ids) -> StoredColumn:
+    place, dtype = PACKED[f.kind]
+    return StoredColumn(
+        name=f.name, type="int64", dtype=dtype.name, shape=(f.length,), role="feature", kind=f.kind, stored_in=place,
+        vocabulary_size=f.num_ids, missing="refuse", sensitive=False,
+    )  # fmt: skip
+
+
+def rows_at_once(columns: Sequence[StoredColumn]) -> int:
+    """Returns how many rows are encoded and hashed together, where a row group has not more."""
+    return max(min(AT_ONCE, VALUES_AT_ONCE // max(math.prod(c.shape) for c in columns)), 1)
+
+
 def trained_columns(columns: Sequence[StoredColumn]) -> set[str]:
     """Returns the names of the Parquet columns that training reads."""
     return {c.stored_in for c in columns if c.kind in PACKED or c.role in TRAINED_ROLES}
 
 
 def _packed(arrays: Sequence[np.ndarray], dtype: np.dtype) -> pa.Array:
-    """Returns arrays [B] of one dtype as one FixedSizeBinary column, row-major."""
-    rows = np.stack(arrays, axis=1).astype(dtype)
+    """Returns arrays [B] or [B, W] of one dtype as one FixedSizeBinary column, row-major."""
+    rows = np.concatenate([array.reshape(len(array), -1) for array in arrays], axis=1).astype(dtype, copy=False)
     width = rows.shape[1] * dtype.itemsize
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(rows), [None, pa.py_buffer(rows.tobytes())])
 
 
-def _unpacked(column: pa.Array, dtype: np.dtype) -> np.ndarray:
+def unpacked(column: pa.Array, dtype: np.dtype) -> np.ndarray:
     """Returns [B, F] numbers of a FixedSizeBinary column."""
     width = column.type.byte_width
     values = np.frombuffer(column.buffers()[1], dtype, len(column) * width // dtype.itemsize, column.offset * width)
@@ -84,16 +103,18 @@ def _unpacked(column: pa.Array, dtype: np.dtype) -> np.ndarray:
 
 
 def stored_values(columns: Sequence[StoredColumn], table: pa.Table) -> dict[str, np.ndarray | pa.Array]:
-    """Returns {column: its values [B]} of a table as it is stored: numpy of what training reads, Arrow of all else.
+    """Returns {column: its values [B], of sequences [B, W]} of a table as stored: numpy of what is trained, Arrow of all else.
 
     A key is told apart from a feature of its name by the Parquet column that holds it.
     """
     found: dict[str, np.ndarray | pa.Array] = {}
-    for kind, (place, dtype) in PACKED.items():
-        members = [c.name for c in columns if c.kind == kind and c.stored_in != c.name]
+    for place, dtype in dict.fromkeys(PACKED.values()):
+        members = [c for c in columns if c.stored_in == place]
         if members:
-            matrix = _unpacked(combined(table[place]), dtype)
-            found |= {name: matrix[:, i] for i, name in enumerate(members)}
+            matrix = unpacked(combined(table[place]), dtype)
+            ends = np.cumsum([math.prod(c.shape) for c in members])
+            parts = zip(members, np.split(matrix, ends[:-1], axis=1), strict=True)
+            found |= {c.name: part.reshape(len(part), *c.shape) for c, part in parts}
     for c in columns:
         if c.kind in PACKED and c.stored_in != c.name:
             continue
@@ -200,7 +221,9 @@ class FileWriter:
         self._schema = self._arrow_schema()
         self._file = ShardWriter(dataset, f"{folder}/{split}-{number:05d}.parquet", self._schema, trained_columns(self._columns))
         stored = {c.name for c in self._columns} - {"label", "row_id"}
-        self.needs = [*(c.name for c in etl.columns if c.name in stored), LABEL]  # besides row ids, of the rows it takes
+        sequences = [f.name for f in spec.sequences]
+        self.needs = [*(c.name for c in etl.columns if c.name in stored), *sequences, LABEL]  # of rows it takes, besides row ids
+        self._at_once = rows_at_once(self._columns)
         self._pending: list[pa.Table] = []
         self._pending_rows = 0
         self.scales = {name: Scale() for name in (LABEL, *(f.name for f in spec.numeric))}
@@ -208,8 +231,8 @@ class FileWriter:
     def _arrow_schema(self) -> pa.Schema:
         fields = {}
         for c in self._columns:
-            if c.kind in PACKED and self._etl.storage == "packed":
-                width = sum(4 for other in self._columns if other.stored_in == c.stored_in)
+            if c.kind in PACKED and c.stored_in != c.name:
+                width = sum(4 * math.prod(other.shape) for other in self._columns if other.stored_in == c.stored_in)
                 fields[c.stored_in] = pa.binary(width)
             else:
                 fields[c.stored_in] = ARROW[c.type] if c.dtype in ARROW and c.kind == "plain" else pa.type_for_alias(c.dtype)
@@ -221,9 +244,9 @@ class FileWriter:
         self._pending_rows += rows.num_rows
         size = self._etl.group_rows
         ready = self._pending_rows // size * size
-        if ready < max(size, AT_ONCE):
+        if ready < max(size, self._at_once):
             return
-        table, step = pa.concat_tables(self._pending), max(size, AT_ONCE // size * size)
+        table, step = pa.concat_tables(self._pending), max(size, self._at_once // size * size)
         for start in range(0, ready, step):
             self._write_groups(table.slice(start, min(step, ready - start)), size)
         self._pending, self._pending_rows = [table.slice(ready)], table.num_rows - ready
@@ -243,9 +266,10 @@ class FileWriter:
 
     def _write_groups(self, rows: pa.Table, size: int) -> None:
         """Writes row groups of `size` rows each."""
-        encoded = apply(self._spec, {f.name: raw_column(rows[f.name]) for f in self._spec.features})
+        encoded = self._encoded(rows)
         arrays = {f.name: encoded["numeric"][:, i] for i, f in enumerate(self._spec.numeric)}
-        arrays |= {f.name: encoded[f.name] for f in self._spec.categorical}
+        names = [*(f.name for f in self._spec.categorical), *(f.name for f in self._spec.sequences)]
+        arrays |= {name: encoded[name] for name in names}
         arrays |= {"label": stored_labels(self._spec.target, rows[LABEL]), "row_id": rows[ROW_ID].to_numpy()}
         weights = [c.name for c in self._columns if c.role == "weight"]
         arrays |= {name: pc.cast(rows[name], pa.float32(), safe=False).to_numpy() for name in weights}
@@ -258,13 +282,19 @@ class FileWriter:
         for i, content_sum in enumerate(content_sums(self._columns, table, size, self._etl.hash_seed)):
             self._file.add(table.slice(i * size, size), content_sum)
 
+    def _encoded(self, rows: pa.Table) -> dict[str, np.ndarray]:
+        """Returns what `features.apply` makes of the rows, and the sequences as they are: int32[B, W]."""
+        columns = {f.name: raw_column(rows[f.name]) for f in (*self._spec.numeric, *self._spec.categorical)}
+        encoded = apply(self._spec, columns) if columns else {}
+        return encoded | {f.name: unpacked(combined(rows[f.name]), PACKED[f.kind][1]) for f in self._spec.sequences}
+
     def _table(self, arrays: Mapping[str, np.ndarray], plain: Mapping[str, pa.Array]) -> pa.Table:
         """Returns row groups as they are stored."""
         columns: dict[str, pa.Array] = {}
         for c in self._columns:
             if c.stored_in in columns:
                 continue
-            if c.kind in PACKED and self._etl.storage == "packed":
+            if c.kind in PACKED and c.stored_in != c.name:
                 members = [arrays[o.name] for o in self._columns if o.stored_in == c.stored_in]
                 columns[c.stored_in] = _packed(members, PACKED[c.kind][1])
             else:
@@ -273,6 +303,11 @@ class FileWriter:
 
 
 def _words(array: np.ndarray) -> FixedValues:
-    """Returns stored values [B] of a 4- or 8-byte dtype as words."""
-    unsigned = np.ascontiguousarray(array).view(np.uint32 if array.dtype.itemsize == 4 else np.uint64)
+    """Returns stored values [B] of a 4- or 8-byte dtype as words, rows [B, W] of them as a word each."""
+    array = np.ascontiguousarray(array)
+    if array.ndim > 1:
+        odd = array.shape[1] * array.dtype.itemsize % 8 // array.dtype.itemsize
+        whole = np.pad(array, ((0, 0), (0, odd))).view(np.uint64)
+        return FixedValues(matrix_words(whole), np.ones(len(array), bool))
+    unsigned = array.view(np.uint32 if array.dtype.itemsize == 4 else np.uint64)
     return FixedValues(unsigned.astype(np.uint64), np.ones(len(array), bool))

@@ -210,7 +210,8 @@ def _leaks(sample: Sample, label: AnyLabel, columns: Sequence[Column]) -> dict[s
         )
         if not values[0][c.name].null_count < len(values[0]):
             continue
-        feature = fit(_over(values[0]), [c], target).features[0]
+        spec = fit(_over(values[0]), [c], target)
+        feature = (*spec.numeric, *spec.categorical)[0]
         told = told_alone(*values, feature, target)
         if told.get("tells_all"):
             found[source] = f"alone tells the target ({MEASURES[target.task]} {told['alone']:.4f}): known only afterwards?"

@@ -17,6 +17,7 @@ from mlprod.report.past import Attempt, Past
 
 LABELS = {
     "log_loss": "log loss (nats)", "auc": "AUC", "pr_auc": "average precision", "accuracy": "accuracy (share)",
+    "perplexity": "perplexity",
     "calibration_error": "calibration error (share)", "rmse": "RMSE (label's unit)", "mae": "mean absolute error (label's unit)",
     "r2": "R²",
 }  # fmt: skip

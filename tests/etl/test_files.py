@@ -13,7 +13,17 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
-from mlprod.config import Column, CsvSource, JsonLinesSource, ParquetSource, categorical, numeric
+from mlprod.config import (
+    ByColumn,
+    Column,
+    CsvSource,
+    JsonLinesSource,
+    NextToken,
+    ParquetSource,
+    TextSource,
+    categorical,
+    numeric,
+)
 from mlprod.errors import DataError
 from mlprod.etl import sources
 from mlprod.etl.files import files_of
@@ -217,3 +227,25 @@ def test_a_remote_folder_is_the_local_one(bucket, placed, tmp_path):
     bucket.upload(Path(path), "placed")
     source = ParquetSource(path=address(bucket.port, f"{BUCKET}/placed/"))
     assert id_of(tmp_path, source, columns=PARTS) == wanted
+
+
+def test_remote_texts_are_the_local_ones(bucket, tmp_path):
+    """Documents of files of a folder, one of them packed, with the files' names as rows have them."""
+    ids = []
+    for name in ("old/a.txt", "b.txt.gz"):
+        body = f"what {name} says\nin two lines\n".encode()
+        body = gzip.compress(body) if name.endswith("gz") else body
+        bucket.put(f"books/{name}", body)
+        (tmp_path / "books" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "books" / name).write_bytes(body)
+    for i, path in enumerate((str(tmp_path / "books"), address(bucket.port, f"{BUCKET}/books/"))):
+        by_file = {
+            "columns": (Column(name="file", type="string", role="input"),),
+            "split": ByColumn(column="file", eval=("b.txt.gz",)),
+        }
+        source = TextSource(path=path, separator="\n")
+        cfg = small_config(tmp_path / str(i), source=source, label=NextToken(length=8), **by_file)
+        published, _ = build(cfg)
+        ids.append(published.dataset_id)
+        assert published.num_rows("eval")
+    assert ids[0] == ids[1]

@@ -1,0 +1,93 @@
+"""Packed texts reach a model of the user's own: batches, losses a token, evaluation, report and comparison."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from mlprod.config import EvalConfig, LoaderConfig, NextToken, OptimConfig, TextSource, TrackingConfig
+from mlprod.etl.run import build
+from mlprod.evaluate import evaluate, restore_for
+from mlprod.features import FeatureSpec
+from mlprod.plan import make_plan
+from mlprod.report import cards, compare
+from mlprod.report.past import read
+from mlprod.step import compile_score
+from mlprod.train import train
+from tests.plain import small_config, stored
+
+TEXTS = [f"the {'quick brown ' * (i % 4)}fox {i} jumps over {'the lazy ' * (i % 3)}dog {i * i}" for i in range(200)]
+
+
+class Bigram(nnx.Module):
+    """The next token by the one before alone."""
+
+    DIMS = {r"table/kernel": ("in", "out")}
+    TABLES: dict[str, tuple[str, ...]] = {}
+
+    def __init__(self, spec: FeatureSpec, rngs: nnx.Rngs) -> None:
+        self.ids = spec.sequences[0].num_ids
+        self.table = nnx.Linear(self.ids, self.ids, use_bias=False, rngs=rngs)
+
+    def __call__(self, batch: Any, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        return self.table(jax.nn.one_hot(batch["tokens"][:, :-1], self.ids))
+
+    def loss(self, outputs: jax.Array, batch: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
+        before, after = batch["segments"][:, :-1], batch["segments"][:, 1:]
+        weight = ((before == after) & (after > 0)).astype(jnp.float32) * batch["weight"][:, None]
+        losses = optax.softmax_cross_entropy_with_integer_labels(outputs, batch["tokens"][:, 1:])
+        return {"loss": ((losses * weight).sum(), weight.sum())}
+
+
+@dataclass
+class BigramConfig:
+    """No sizes."""
+
+    members: int = 1
+
+    def build(self, spec: FeatureSpec, rngs: nnx.Rngs) -> Bigram:
+        return Bigram(spec, rngs)
+
+
+@pytest.fixture
+def cfg(tmp_path: Path) -> Any:
+    (tmp_path / "t.txt").write_text("\n".join(TEXTS))
+    source = TextSource(path=str(tmp_path / "t.txt"), separator="\n")
+    usual = small_config(tmp_path, source=source, columns=(), label=NextToken(length=32))
+    return replace(
+        usual, model=BigramConfig(), steps=6, loader=LoaderConfig(global_batch=16), eval=EvalConfig(batch=16, every=3),
+        tracking=TrackingConfig(wandb="off"), optim=OptimConfig(peak_lr=0.1, warmup_steps=1),
+    )  # fmt: skip
+
+
+def test_a_run_on_texts(cfg: Any) -> None:
+    """It learns; what an evaluation tells is what a plain program sums, and its report and a comparison can be written."""
+    published, _ = build(cfg)
+    train(cfg, jax.devices()[:2])
+    past = read(Path(cfg.workdir))
+    plan = make_plan(cfg, jax.devices()[:1])
+    state, _ = restore_for(plan, -1)
+    found = evaluate(plan, compile_score(plan.model, plan.placement), state, "eval")
+    assert found["log_loss"] < np.log(257)
+    assert past.newest()["eval"]["metrics"]["log_loss"] == pytest.approx(found["log_loss"], rel=1e-5)
+    rows = stored(Path(cfg.dataset), published, "eval")
+    losses = plain_losses(np.asarray(state.params["table"]["kernel"], np.float64), *np.split(rows["ids"], 2, axis=1))
+    assert found["tokens"] == len(losses) == rows["label"].sum()
+    assert found["rows"] == published.num_rows("eval")
+    assert found["log_loss"] == pytest.approx(losses.mean(), rel=1e-5)
+    assert found["perplexity"] == pytest.approx(np.exp(losses.mean()), rel=1e-5)
+    assert "Eval: perplexity" in [card.title for card in cards.training(past)]
+    assert "Eval: perplexity" in [card.title for card in compare.curves([past, past])]
+
+
+def plain_losses(logits: np.ndarray, tokens: np.ndarray, segments: np.ndarray) -> np.ndarray:
+    """Returns -log softmax of each token that follows another of its segment; `logits`: by the token before."""
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+    return -log_p[tokens[:, :-1], tokens[:, 1:]][same]
