@@ -127,7 +127,7 @@ def test_each_microbatch_has_its_own_dropout(make_config: MakeConfig) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_half_precision_multiplies_in_it(make_config: MakeConfig, family: str) -> None:
-    """Every layer's product has bfloat16 factors, but those of parts that the config leaves in float32; losses differ a little."""
+    """Every layer's product has bfloat16 factors, but those of parts that the config leaves in float32; losses are near."""
 
     def dots(precision: PrecisionConfig) -> tuple[set[str], float]:
         plan = make_plan(make_config(model=FAMILIES[family], precision=precision), jax.devices()[:1])

@@ -10,7 +10,7 @@ from mlprod.features import FeatureSpec
 from mlprod.models.protocol import Constant, Table
 
 
-def in_weights_dtype(arrays: tuple[Any, ...], *, dtype: Any = None) -> tuple[Any, ...]:
+def in_weights_dtype(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
     """Returns (input, kernel, ...) with the input in the kernel's dtype, for `nnx.Linear(promote_dtype=...)`: what comes in is
     float32, and would otherwise make the layer compute in it."""
     x, kernel, *others = arrays
