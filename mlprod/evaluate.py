@@ -156,6 +156,11 @@ class ScoreFile:
         self._writer.close()
 
 
+def shown(name: str, value: float) -> str:
+    """Returns a metric as a few words."""
+    return f"{name} {value:,.0f}" if name in COUNTS else f"{name} {value:.5f}"
+
+
 def show(metrics: dict[str, float], title: str) -> None:
     """Prints metrics as a small table."""
     console = Console(highlight=False)

@@ -28,7 +28,7 @@ from mlprod.console import ProgressLine
 from mlprod.data.loader import train_batches
 from mlprod.digest import as_hex
 from mlprod.errors import Preempted
-from mlprod.evaluate import evaluate
+from mlprod.evaluate import evaluate, shown
 from mlprod.ledger import Ledger
 from mlprod.order import drawn_positions
 from mlprod.parallel.agree import Agreement
@@ -245,7 +245,7 @@ def _evaluate(
     metrics = evaluate(plan, score, state, "eval", limit=FAST_STEPS if plan.cfg.fast_dev_run else None)
     rows = metrics.pop("rows")
     tracker.log(Record(kind="eval", step=step, position=position, values={k: (v, rows) for k, v in metrics.items()}))
-    line.say(f"step {step}: eval " + ", ".join(f"{name} {value:.5f}" for name, value in metrics.items()))
+    line.say(f"step {step}: eval " + ", ".join(shown(name, value) for name, value in metrics.items()))
     return metrics
 
 
