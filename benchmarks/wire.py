@@ -131,12 +131,13 @@ def main() -> None:
         figures.append(Figure(name=name, value=times, low=times, high=times, unit="times the fewest bytes", goal=goal, runs=1))
         print(figures[-1].verdict(), flush=True)
     console.print(sent)
-    heads = ("slice", "model", "state MB", "predicted", "activations, estimate", "temporaries", "sent", "times", "compile s")
+    heads = ("slice", "model", "state MB", "predicted", "temporaries", "predicted", "sent", "times", "compile s")
     memory = Table(*heads, box=SIMPLE_HEAD, pad_edge=False)
     for each in () if options.quick else large():
         step, fewest, predicted, seconds = each.compiled()
         times, state = step.traffic.wire_bytes / fewest.total, step.aliased / predicted.state
-        bytes_of = step.aliased, predicted.state, predicted.activations, step.temporaries, step.traffic.wire_bytes
+        estimate = predicted.gradients + predicted.gathered + predicted.activations
+        bytes_of = step.aliased, predicted.state, step.temporaries, estimate, step.traffic.wire_bytes
         memory.add_row(each.slices, each.form, *(f"{size / 1e6:,.0f}" for size in bytes_of), f"{times:.4f}", f"{seconds:.0f}")
         told = f"state, {each.form}"
         figures.append(Figure(name=told, value=state, low=state, high=state, unit="of predicted", goal={"max": 1.05}, runs=1))

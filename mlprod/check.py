@@ -46,6 +46,7 @@ def memory_rows(now: Need) -> Iterator[tuple[str, int]]:
     yield "constants", now.constants
     yield "optimizer, average", now.optimizer
     yield "gradients", now.gradients
+    yield "gathered weights (estimate)", now.gathered
     yield "activations (estimate)", now.activations
     yield "batches", now.batches
     yield "in all (estimate)", now.total
@@ -147,7 +148,7 @@ def show_memory(console: Console, plan: Plan) -> None:
         return
     for saving in savings(plan, now):
         console.print(f"would save {saving.bytes:,} bytes on each device: {saving.change}", soft_wrap=True)
-    surely = now.total - now.activations
+    surely = now.total - now.activations - now.gathered
     if surely > has:
         raise LayoutError(
             f"state, gradients and batches take {surely:,} bytes on each device, which has {has:,}; see what would save"

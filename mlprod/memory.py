@@ -1,7 +1,8 @@
 """How many bytes a run needs on each device, and what would save some; known from shapes and layout, before anything compiles.
 
 Promise: parameters, optimizer and batches are exact, with what a TPU pads. Activations are what the backward pass keeps of
-the forward one as traced, without what the compiler computes again or keeps in another form: an estimate.
+the forward one as traced, without what the compiler computes again or keeps in another form: an estimate, as are weights that are
+gathered where they are used.
 Price: two traces of the model. What one step of the program needs for a moment besides is the compiler's to say
 (`check --topology`).
 """
@@ -18,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from mlprod.config import MeshConfig
 from mlprod.errors import ConfigError
 from mlprod.parallel.chips import CHIPS, padded_bytes
-from mlprod.parallel.layouts import LAYOUTS, Placement
+from mlprod.parallel.layouts import LAYOUTS, Placement, dims_of
 from mlprod.parallel.mesh import make_mesh
 from mlprod.plan import Plan, abstract_batch, policy_for
 from mlprod.state import TrainState, define_model, flatten, shardings
@@ -33,6 +34,7 @@ class Need:
     constants: int
     optimizer: int  # with the average of the parameters and the step's number
     gradients: int
+    gathered: int  # an estimate
     activations: int  # an estimate
     batches: int  # in use and put on the device ahead
 
@@ -44,7 +46,7 @@ class Need:
     @property
     def total(self) -> int:
         """All of them at once."""
-        return self.state + self.gradients + self.activations + self.batches
+        return self.state + self.gradients + self.gathered + self.activations + self.batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ def need(plan: Plan) -> Need:
     ahead = 1 + plan.cfg.loader.on_device
     copies = 2 if plan.cfg.optim.microbatches > 1 else 1  # of the gradient: the sum, and what is added to it
     return Need(
-        **parts, gradients=copies * (parts["parameters"] + parts["tables"]),
+        **parts, gradients=copies * (parts["parameters"] + parts["tables"]), gathered=gathered_bytes(plan),
         activations=activation_bytes(plan), batches=ahead * batch_bytes(plan, plan.order.global_batch),
     )  # fmt: skip
 
@@ -91,6 +93,20 @@ def _state_bytes(abstract: TrainState, where: TrainState) -> dict[str, int]:
 def batch_bytes(plan: Plan, num_rows: int) -> int:
     """Returns the bytes on one device of one batch of `num_rows` rows."""
     return sum(local_bytes(leaf, leaf.sharding) for leaf in abstract_batch(plan, num_rows).values())
+
+
+def gathered_bytes(plan: Plan) -> int:
+    """Returns the bytes on one device of weights that are whole there while they are used, and of gradients as large: all of them
+    at once, but of a stack one layer."""
+    total = 0
+    arrays, where = ({**flatten(tree.params), **flatten(tree.tables)} for tree in (plan.abstract, plan.where))
+    for path, use in plan.policy.uses.items():
+        parts = math.prod(where[path].mesh.shape[axis] for axes in use.split for axis in axes)
+        if parts > 1:
+            stacked = arrays[path].shape[0] if dims_of(path, plan.model.dims)[0] == "layer" else 1
+            held = math.prod(where[path].shard_shape(arrays[path].shape)) // stacked
+            total += 2 * parts * held * int(use.dtype.itemsize)
+    return total
 
 
 def activation_bytes(plan: Plan) -> int:
