@@ -1,5 +1,6 @@
 """Packed texts reach a model of the user's own: batches, losses a token, evaluation, report and comparison."""
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,17 @@ import optax
 import pytest
 from flax import nnx
 
-from mlprod.config import EvalConfig, LoaderConfig, NextToken, OptimConfig, TextSource, TrackingConfig
+from mlprod.config import EvalConfig, LoaderConfig, MeshConfig, NextToken, OptimConfig, TextSource, TrackingConfig
+from mlprod.errors import LayoutError
 from mlprod.etl.run import build
 from mlprod.evaluate import evaluate, restore_for
 from mlprod.features import FeatureSpec
-from mlprod.plan import make_plan
+from mlprod.models.transformer import TransformerConfig
+from mlprod.plan import make_plan, score_of
 from mlprod.report import cards, compare
 from mlprod.report.past import read
-from mlprod.step import compile_score
 from mlprod.train import train
+from tests.chaos.harness import read_log
 from tests.plain import small_config, stored
 
 TEXTS = [f"the {'quick brown ' * (i % 4)}fox {i} jumps over {'the lazy ' * (i % 3)}dog {i * i}" for i in range(200)]
@@ -73,7 +76,7 @@ def test_a_run_on_texts(cfg: Any) -> None:
     past = read(Path(cfg.workdir))
     plan = make_plan(cfg, jax.devices()[:1])
     state, _ = restore_for(plan, -1)
-    found = evaluate(plan, compile_score(plan.model, plan.placement), state, "eval")
+    found = evaluate(plan, score_of(plan), state, "eval")
     assert found["log_loss"] < np.log(257)
     assert past.newest()["eval"]["metrics"]["log_loss"] == pytest.approx(found["log_loss"], rel=1e-5)
     rows = stored(Path(cfg.dataset), published, "eval")
@@ -84,6 +87,54 @@ def test_a_run_on_texts(cfg: Any) -> None:
     assert found["perplexity"] == pytest.approx(np.exp(losses.mean()), rel=1e-5)
     assert "Eval: perplexity" in [card.title for card in cards.training(past)]
     assert "Eval: perplexity" in [card.title for card in compare.curves([past, past])]
+
+
+def told(workdir: str, kind: str, name: str) -> list[Any]:
+    """What a run's log tells of its steps, in their order."""
+    return [line["values"][name][0] if name != "ids" else line["ids"] for line in read_log(Path(workdir)) if line["kind"] == kind]
+
+
+def test_a_transformer_moves_between_layouts(cfg: Any, tmp_path: Path) -> None:
+    """Five steps on one device, five more on eight that share rows: examples, losses and counts are those of one device alone."""
+    small = TransformerConfig(layers=2, width=32, heads=4, kv_heads=2, head_width=8, hidden=48)
+    constant = OptimConfig(peak_lr=3e-3, end_lr=3e-3, warmup_steps=1)  # whatever the number of steps
+    straight = replace(cfg, model=small, optim=constant, steps=10, workdir=str(tmp_path / "straight"))
+    build(straight)
+    train(straight, jax.devices()[:1])
+    moved = replace(straight, workdir=str(tmp_path / "moved"))
+    train(replace(moved, steps=5), jax.devices()[:1])
+    shared = MeshConfig(data=1, fsdp=(4,), tensor=2, layout="fsdp_tensor")
+    train(replace(moved, mesh=shared), jax.devices())
+    runs = [straight.workdir, moved.workdir]
+    ids, losses = ([told(run, "train", name) for run in runs] for name in ("ids", "loss"))
+    assert ids[0] == ids[1]
+    assert len(ids[0]) == 10
+    assert losses[1][:5] == losses[0][:5]
+    assert losses[1][5:] == pytest.approx(losses[0][5:], rel=1e-5)
+    counts, found = ([told(run, "eval", name)[-1] for run in runs] for name in ("tokens", "log_loss"))
+    assert counts[0] == counts[1]
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "wrong"),
+    [
+        (
+            MeshConfig(data=1, fsdp=(2,), tensor=4, layout="fsdp_tensor"),
+            "config.mesh.tensor=4 does not divide config.model.kv_heads=2",
+        ),
+        (
+            MeshConfig(data=1, fsdp=(1,), tensor=8, layout="fsdp_tensor"),
+            "config.mesh.tensor=8 does not divide config.model.heads=4",
+        ),
+    ],
+)
+def test_rows_that_devices_cannot_share(cfg: Any, mesh: MeshConfig, wrong: str) -> None:
+    """Are refused by the field's name, before a device computes."""
+    build(cfg)
+    small = TransformerConfig(layers=1, width=32, heads=4, kv_heads=2, head_width=8, hidden=48)
+    with pytest.raises(LayoutError, match=re.escape(wrong)):
+        make_plan(replace(cfg, model=small, mesh=mesh), jax.devices())
 
 
 def plain_losses(logits: np.ndarray, tokens: np.ndarray, segments: np.ndarray) -> np.ndarray:
