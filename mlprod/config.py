@@ -356,7 +356,7 @@ class PrecisionConfig:
         (), "patterns of parameter paths, such as head/.*, that compute in it all the same", rule=MUST
     )
     gradient_sum: str = knob(
-        "compute", "in which the devices add up gradients, where a layout splits the model: `float32` sends twice as much",
+        "compute", "in which the devices add up gradients, where a layout splits the model: `float32` sends them twice as large",
         choices=("compute", "float32"),
     )  # fmt: skip
 
