@@ -19,7 +19,7 @@ TREES = {
 ROWS = (
     ("cores", "errors", "locks"),
     ("hashing", "hints", "config", "validation", "compare", "recipe", "manifest", "features", "order", "ledger", "bad_numbers"),
-    ("store", "console", "etl", "data", "objective", "models", "metrics", "optim", "parallel"),
+    ("store", "console", "collectives", "etl", "data", "objective", "models", "metrics", "optim", "parallel"),
     ("digest", "state", "step"),
     ("plan", "checkpoint", "tracking", "attempts", "early_stop", "runtime", "resume"),
     ("scores", "segments", "evaluate", "predict", "memory", "compiled", "check", "topology", "checkpoints"),

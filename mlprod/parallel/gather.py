@@ -6,7 +6,7 @@ of what is left over the others. Models do not know of it: a parameter that is r
 Price: everything runs in `shard_map`, each device on its rows of the batch. What is computed across rows, or from random keys,
 would differ from the compiler's own partition (`models/spread.py` says which models are free of both).
 
-Why not leave it to the compiler: its own partition sums gradients by all-reduces, twice the bytes and more (docs/tpu.md).
+Why not leave it to the compiler: its own partition sums gradients by all-reduces, twice the bytes and more (docs/layouts.md).
 """
 
 import re
