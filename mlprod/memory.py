@@ -165,7 +165,7 @@ def savings(plan: Plan, now: Need) -> Iterator[Saving]:
         if saved > 0:
             yield Saving("config.mesh.layout=fsdp, data=1, fsdp=-1: parameters split over all devices of a slice", saved)
     for change, other in _leaner(plan):
-        less = now.activations - activation_bytes(other)
+        less = now.activations + now.gathered - activation_bytes(other) - gathered_bytes(other)
         if less > 0:
             yield Saving(change, less)
     on_device, size = 1 + plan.cfg.loader.on_device, plan.order.global_batch

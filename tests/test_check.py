@@ -67,7 +67,7 @@ def test_a_saving_saves_what_it_says(make_config: MakeConfig) -> None:
     plan = make_plan(cfg, jax.devices())
     now, found = need(plan), list(savings(plan, need(plan)))
     assert [saving.change.split("=")[0] for saving in found] == [
-        "config.mesh.layout", "config.loader.global_batch", "config.loader.on_device",
+        "config.mesh.layout", "config.precision.compute", "config.loader.global_batch", "config.loader.on_device",
     ]  # fmt: skip
     for saving in found:
         changed = need(make_plan(apply(cfg, saving.change), jax.devices()))

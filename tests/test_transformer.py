@@ -94,6 +94,8 @@ def test_positions_begin_anew_with_each_document() -> None:
     """A document has the same hidden states wherever in a row it stands."""
     rows = packed_rows(3)
     whole, segments = hidden(rows), rows["ids"][:, LENGTH + 1 : -1]
+    counted = [[sum(before == each for before in row[:i]) for i, each in enumerate(row)] for row in segments.tolist()]
+    assert attention.positions(jnp.asarray(segments)).tolist() == counted
     alone = {**rows, "ids": np.zeros_like(rows["ids"])}
     third = [np.flatnonzero(row == 3) for row in segments]
     for i, at in enumerate(third):
