@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from mlprod import check, cli, compiled, memory
-from mlprod.config import Config, MeshConfig
+from mlprod.config import Config, MeshConfig, PrecisionConfig
 from mlprod.errors import ConfigError, LayoutError
 from mlprod.memory import need, savings
 from mlprod.models.mlp import MLP, MLPConfig
@@ -57,6 +57,8 @@ def apply(cfg: Config, change: str) -> Config:
     name = change.split("=")[0]
     if name == "config.mesh.layout":
         return dataclasses.replace(cfg, mesh=MeshConfig(layout="fsdp", data=1, fsdp=(-1,)))
+    if name == "config.precision.compute":
+        return dataclasses.replace(cfg, precision=PrecisionConfig(compute="bfloat16"))
     value = int(change.split("=")[1].split(",")[0])
     return dataclasses.replace(cfg, loader=dataclasses.replace(cfg.loader, **{name.split(".")[-1]: value}))
 

@@ -12,11 +12,21 @@ import optax
 import pytest
 from flax import nnx
 
-from mlprod.config import EvalConfig, LoaderConfig, MeshConfig, NextToken, OptimConfig, TextSource, TrackingConfig
+from mlprod.config import (
+    EvalConfig,
+    LoaderConfig,
+    MeshConfig,
+    NextToken,
+    OptimConfig,
+    PrecisionConfig,
+    TextSource,
+    TrackingConfig,
+)
 from mlprod.errors import LayoutError
 from mlprod.etl.run import build
 from mlprod.evaluate import evaluate, restore_for
 from mlprod.features import FeatureSpec
+from mlprod.memory import need, savings
 from mlprod.models.transformer import TransformerConfig
 from mlprod.plan import make_plan, score_of
 from mlprod.report import cards, compare
@@ -114,6 +124,24 @@ def test_a_transformer_moves_between_layouts(cfg: Any, tmp_path: Path) -> None:
     counts, found = ([told(run, "eval", name)[-1] for run in runs] for name in ("tokens", "log_loss"))
     assert counts[0] == counts[1]
     assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_what_a_transformer_would_save(cfg: Any) -> None:
+    """Half the precision and blocks computed again, each as its own plan counts it; weights are whole while they are used."""
+    build(cfg)
+    sizes = {"layers": 4, "width": 64, "heads": 4, "kv_heads": 2, "head_width": 16, "hidden": 96}
+    cfg = replace(cfg, model=TransformerConfig(**sizes, remat="none"), mesh=MeshConfig(data=1, fsdp=(8,)))
+    plan = make_plan(cfg, jax.devices())
+    now, saved = need(plan), {each.change.split(":")[0]: each.bytes for each in savings(plan, need(plan))}
+    half = need(make_plan(replace(cfg, precision=PrecisionConfig(compute="bfloat16")), jax.devices()))
+    again = need(make_plan(replace(cfg, model=replace(cfg.model, remat="full")), jax.devices()))
+    assert saved["config.precision.compute=bfloat16"] == now.total - half.total > 0
+    assert saved["config.model.remat=full"] == now.total - again.total > now.activations / 2
+    whole = 2 * plan.abstract.params["embed"]["embedding"].size + sum(
+        kernel["kernel"].size // 4 for kernel in plan.abstract.params["blocks"].values() if "kernel" in kernel
+    )
+    assert now.gathered == 2 * 4 * whole
+    assert half.gathered == now.gathered // 2
 
 
 @pytest.mark.parametrize(
