@@ -198,18 +198,18 @@ def _first_bad(loss: jax.Array, gradient: Any) -> jax.Array:
 def compile_score(model: ModelDef, where: TrainState, placement: Placement, policy: Policy) -> Score:
     """Returns the evaluation step: (state, batch) -> `metrics.batch_sums`, dropout off."""
 
-    def sums_of(policy: Policy, params: Any, tables: Any, model_state: Any, batch: Batch) -> Sums:
+    def scored(params: Any, tables: Any, model_state: Any, batch: Batch) -> tuple[Sums, Sums]:
         module = model.merge(params, tables, model_state, policy)
         outputs = module(batch)
         sums = batch_sums(model.objective, outputs, module.loss(outputs, batch)["loss"], batch)
-        return {name: each if each.ndim else policy.total(each) for name, each in sums.items()}
+        totals = {name: policy.total(each) for name, each in sums.items() if not each.ndim}
+        return totals, {name: each for name, each in sums.items() if each.ndim}
+
+    inputs = (_specs(where.params), _specs(where.tables), PartitionSpec(), policy.rows)
+    on_devices = policy.on_each_device(scored, placement.mesh, inputs, (PartitionSpec(), policy.rows))
 
     def score(state: TrainState, placed: Placed) -> Sums:
-        given = state.scored, state.tables, state.model_state, model.named(placed)
-        shapes = jax.eval_shape(partial(sums_of, Policy()), *given)
-        inputs = (_specs(where.params), _specs(where.tables), PartitionSpec(), policy.rows)
-        outputs = {name: policy.rows if each.ndim else PartitionSpec() for name, each in shapes.items()}
-        sums: Sums = policy.on_each_device(partial(sums_of, policy), placement.mesh, inputs, outputs)(*given)
-        return sums
+        totals, rows = on_devices(state.scored, state.tables, state.model_state, model.named(placed))
+        return {**totals, **rows}
 
     return jax.jit(score, out_shardings=placement.replicated())

@@ -49,7 +49,7 @@ class TransformerConfig:
         "full", "what is computed again in the backward pass: all of a block, all but its `dots` with weights, or but what came "
         "from other devices (`collectives`), or `none`", choices=tuple(REMAT),
     )  # fmt: skip
-    vocab_chunk: int = knob(8192, "of the vocabulary, whose logits are computed at once, about", unit="ids", low=1)
+    vocab_chunk: int = knob(8192, "of the vocabulary, whose logits are computed at once, about", unit="ids", rule=MUST, low=1)
 
     def build(self, features: FeatureSpec, rngs: nnx.Rngs) -> nnx.Module:
         """Returns the transformer for a dataset of packed text."""
