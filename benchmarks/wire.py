@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from mlprod.cli import TPU_COMPILER_ONLY
+from mlprod.cli import TPU_COMPILER_ONLY, has_tpu_compiler
 
 os.environ |= TPU_COMPILER_ONLY | {"JAX_PLATFORMS": "cpu"}  # read when jax is imported
 
@@ -112,6 +112,9 @@ def large() -> Iterator[Try]:
 def main() -> None:
     """Compiles all and prints tables."""
     options = arguments(__doc__ or "")
+    if not has_tpu_compiler():
+        print("skipped: there is no libtpu, which holds the compiler; docs/tpu.md says how to name one")
+        return
     runtime.start(RuntimeConfig(platform="cpu"))
     console, figures = Console(highlight=False), list[Figure]()
     sent = Table("slice", "layout", "form", "MB sent", "MB at least", "times", box=SIMPLE_HEAD, pad_edge=False)

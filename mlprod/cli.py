@@ -142,6 +142,11 @@ def _ensure_dataset(cfg: Config, config_file: str, overrides: Sequence[str]) -> 
         raise error
 
 
+def has_tpu_compiler() -> bool:
+    """Whether there is a libtpu: installed, or named by `TPU_LIBRARY_PATH`."""
+    return Path(os.environ.get("TPU_LIBRARY_PATH", "")).is_file() or importlib.util.find_spec("libtpu") is not None
+
+
 def _check_slice(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Checks a run on TPU slices in a child process, whose compiler talks on stderr and may end it.
 
@@ -149,7 +154,7 @@ def _check_slice(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         MlprodError: what the child said, with its exit code.
     """
     slices = importlib.import_module("mlprod.parallel.chips").parse_slices(options.topology, options.num_slices)
-    if not Path(os.environ.get("TPU_LIBRARY_PATH", "")).is_file() and importlib.util.find_spec("libtpu") is None:
+    if not has_tpu_compiler():
         raise UserError(
             f"--topology={slices.name} needs the compiler of TPUs: pip install -c constraints.txt -e '.[tpu]', "
             f"or set TPU_LIBRARY_PATH to a libtpu.so"

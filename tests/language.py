@@ -71,11 +71,15 @@ class Trainer(NamedTuple):
 
     def losses(self, batches: Sequence[dict[str, np.ndarray]]) -> list[float]:
         """Returns the mean loss of each step from a fresh state on."""
+        return [loss for loss, _ in self.steps(batches)]
+
+    def steps(self, batches: Sequence[dict[str, np.ndarray]]) -> list[tuple[float, float]]:
+        """Returns the mean loss and the gradient's length, before it is clipped, of each step from a fresh state on."""
         state, found = self.fresh(), []
         for rows in batches:
             state, words = self.update(state, self.put(rows))
             sums = unpack(np.asarray(words))
-            found.append(float(sums["loss"]) / float(sums["weight"]))
+            found.append((float(sums["loss"]) / float(sums["weight"]), float(sums["grad_norm"])))
         return found
 
 
