@@ -15,8 +15,9 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlprod.config import Config
+from mlprod.config import Config, kept_programs
 from mlprod.errors import DataError, MlprodError, UserError, nearest
+from mlprod.processes.rank import find_rank
 
 VERBS = {
     "init": "write a config for a table: a file of rows, or a database",
@@ -29,9 +30,12 @@ VERBS = {
     "checkpoints": "list, show or verify what a run has saved",
     "data": "list, show, verify or compare the versions of a dataset",
     "report": "a run as one page: curves, evaluations, time, data, config",
+    "run": "start a command, and again while that is worth it; any command, its exit codes made ours",
     "compare": "what differs between runs, and their metrics beside each other",
 }
-WITHOUT_CONFIG = {"init": "mlprod.init.run", "compare": "mlprod.report.compare"}  # verb -> its module
+WITHOUT_CONFIG = {  # verb -> its module
+    "init": "mlprod.init.run", "compare": "mlprod.report.compare", "run": "mlprod.processes.supervise",
+}  # fmt: skip
 WITHOUT_DEVICE = {"data": "mlprod.datasets", "report": "mlprod.report.run"}
 USAGE = "usage: mlprod VERB --config FILE [--config.field=value ...] [options]"
 
@@ -65,6 +69,8 @@ def _parser(verb: str) -> argparse.ArgumentParser:
     parser = _Parser(prog=f"mlprod {verb}", description=VERBS[verb], allow_abbrev=False, epilog=fields)
     if verb == "init":
         _add_init(parser)
+    elif verb == "run":
+        _add_run(parser)
     elif verb == "compare":
         parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or its config file")
         parser.add_argument("--output", type=_file, metavar="FILE", help="also write the curves of all, as a page")
@@ -124,6 +130,16 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", default="configs", help="where the config is written (default: configs)")
 
 
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "mlprod run [options] -- COMMAND ..."
+    parser.add_argument("--process-id", default="", metavar="I", help="of this process, from 0 (default: as the launcher says)")
+    parser.add_argument("--num-processes", default="", metavar="N", help="of the run")
+    parser.add_argument("--coordinator", default="", metavar="HOST:PORT", help="where process 0 waits for the others")
+    parser.add_argument("--deaths", type=_whole, default=3, help="in a row without a new step, then it is 1 (default: 3)")
+    parser.add_argument("--grace-s", type=float, default=30.0, help="from SIGTERM until the command is killed (default: 30)")
+    parser.add_argument("--silent-s", type=float, default=45.0, help="without a sign of life until it is killed (default: 45)")
+
+
 def _help() -> str:
     verbs = "\n".join(f"  {name:<13}{told}" for name, told in VERBS.items())
     codes = "Exit codes: 0 done, 2 bad input, 1 failed, 75 start again."
@@ -134,6 +150,10 @@ def _ensure_dataset(cfg: Config, config_file: str, overrides: Sequence[str]) -> 
     """Builds the dataset in a child process when there is none, so that the trainer never holds the ETL's memory."""
     if "://" in cfg.dataset or any((Path(cfg.dataset) / "manifests").glob("[0-9]*.json")):
         return  # a remote one is built elsewhere
+    if (count := find_rank().count) > 1:
+        raise DataError(
+            f"{cfg.dataset} is not built, and none of {count} processes builds it: run `mlprod etl --config {config_file}` first"
+        )
     print(f"mlprod: {cfg.dataset} is not built yet; running `mlprod etl`", file=sys.stderr)
     code = subprocess.run([sys.executable, "-m", "mlprod.etl", "--config", config_file, *overrides], check=False).returncode
     if code:
@@ -204,7 +224,8 @@ def _run(verb: str, options: argparse.Namespace, overrides: Sequence[str]) -> No
     if verb == "check" and options.topology:
         _check_slice(options, overrides)
         return
-    importlib.import_module("mlprod.runtime").start(cfg.runtime)
+    programs = kept_programs(cfg) if verb in ("evaluate", "predict") and Path(cfg.workdir).is_dir() else ""
+    importlib.import_module("mlprod.runtime").start(cfg.runtime, programs)
     module = importlib.import_module(f"mlprod.{verb}")
     module.main(cfg, options)
 
@@ -219,7 +240,10 @@ def run(argv: Sequence[str]) -> int:
         if argv[0] not in VERBS:
             raise UserError(f"there is no verb {argv[0]!r}{nearest(argv[0], VERBS)}")
         parser = _parser(argv[0])
-        options, overrides = parser.parse_known_args(list(argv[1:]))
+        words = list(argv[1:])
+        cut = words.index("--") if argv[0] == "run" and "--" in words else len(words)
+        options, overrides = parser.parse_known_args(words[:cut])
+        options.command = words[cut + 1 :]
         if argv[0] in WITHOUT_CONFIG and overrides:
             parser.error(f"there is no option {overrides[0]}")
         for word in overrides:
@@ -231,7 +255,7 @@ def run(argv: Sequence[str]) -> int:
             traceback.print_exc()
         print(f"mlprod: {' '.join(str(error).split())}", file=sys.stderr)  # libraries quote with line breaks
         return error.exit_code
-    except SystemExit as stop:  # argparse's --help
+    except SystemExit as stop:  # argparse's --help; the supervisor's, with its command's code
         return int(stop.code or 0)
     except Exception:
         traceback.print_exc()

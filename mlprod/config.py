@@ -434,13 +434,35 @@ class TrackingConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class LimitsConfig:
+    """How long each part of a run may take; then the process ends with 75, to be started again. inf: for ever."""
+
+    join_s: float = knob(300.0, "the other processes, to come", unit="seconds", low=0.0)
+    start_s: float = knob(1800.0, "plan, state or restore, trackers", unit="seconds", low=0.0)
+    compile_s: float = knob(3600.0, "the first batch; the first step with its compilation", unit="seconds", low=0.0)
+    step_s: float = knob(600.0, "a step; its batch", unit="seconds", low=0.0)
+    evaluate_s: float = knob(7200.0, "an evaluation", unit="seconds", low=0.0)
+    save_s: float = knob(1800.0, "a save, as far as the loop waits for it; the end of the run", unit="seconds", low=0.0)
+    grace_s: float = knob(
+        30.0, "from SIGTERM to the end of the process, with a save where there is time", unit="seconds", low=0.0
+    )
+    heartbeat_s: float = knob(
+        30.0,
+        "several processes: without a sign of life from one, after which the others end",
+        unit="seconds",
+        low=2.0,
+        high=3600.0,
+    )
+
+
+@dataclass(kw_only=True, slots=True)
 class RuntimeConfig:
     """What JAX runs on."""
 
     platform: str = knob("", "'' takes the best there is", choices=("", "cpu", "cuda", "tpu"))
     num_cpu_devices: int = knob(1, "simulated on CPU, to try a mesh without the hardware", unit="devices", low=1)
     deterministic: bool = knob(False, "GPU: the same bits run to run, at some speed")
-    compile_cache: str = knob("", "folder for compiled programs; '' keeps none")
+    compile_cache: str = knob(AUTO, "folder for compiled programs; `auto`: `compiled` in the run's folder; '': none")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -463,10 +485,18 @@ class Config:
     init: InitConfig = knob(InitConfig, "what a new run begins from")
     tracking: TrackingConfig = knob(TrackingConfig, "logs")
     runtime: RuntimeConfig = knob(RuntimeConfig, "the machine")
+    limits: LimitsConfig = knob(LimitsConfig, "time limits")
     seed: int = knob(0, "of parameters, dropout and the order of examples", rule=MUST, low=0, high=(1 << 63) - 1)
     steps: int = knob(0, "0: as many as `epochs` takes", unit="steps", low=0, high=(1 << 31) - 1)
     epochs: float = knob(0.0, "0: as many as `steps` says", unit="epochs", low=0.0, high=1e6)
     fast_dev_run: bool = knob(False, "three steps of everything, in a folder of its own")
+
+
+def kept_programs(cfg: Config) -> str:
+    """Returns the folder of compiled programs; "" where none are kept: a run's folder in an object store holds none."""
+    if cfg.runtime.compile_cache != AUTO:
+        return cfg.runtime.compile_cache
+    return "" if "://" in cfg.workdir or cfg.fast_dev_run else f"{cfg.workdir}/compiled"
 
 
 def walk(section: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any, Any]]:

@@ -62,6 +62,12 @@ class TrainingError(MlprodError):
     """The run itself went wrong (a NaN loss, a file that changed while being read)."""
 
 
+class PeerLost(MlprodError):
+    """Another process of the run did not come, or is gone; starting again waits for it."""
+
+    exit_code = 75
+
+
 class Preempted(MlprodError):
     """The run was asked to stop and saved its state; starting it again goes on."""
 

@@ -17,19 +17,32 @@ class Ledger:
         self.earlier = dict(earlier or {})
         self.seconds: dict[str, float] = {}
         self._began = time.monotonic()
+        self.now = ("", self._began)  # the innermost activity, and since when; "": none. Another thread may read it
         self._inner = [0.0]  # per open activity, what activities inside it took
 
     @contextmanager
     def spent(self, activity: str) -> Iterator[None]:
         """Counts the block as `activity`, less what activities inside it count."""
-        start = time.monotonic()
+        outer, start = self.now[0], time.monotonic()
         self._inner.append(0.0)
+        self.now = activity, start
         try:
             yield
         finally:
-            took = time.monotonic() - start
-            self.seconds[activity] = self.seconds.get(activity, 0.0) + took - self._inner.pop()
-            self._inner[-1] += took
+            ended = time.monotonic()
+            self.seconds[activity] = self.seconds.get(activity, 0.0) + ended - start - self._inner.pop()
+            self._inner[-1] += ended - start
+            self.now = outer, ended
+
+    def took(self, activity: str, seconds: float) -> None:
+        """Counts `seconds` just spent as `activity`, and not as what is going on around it."""
+        self.seconds[activity] = self.seconds.get(activity, 0.0) + seconds
+        self._inner[-1] += seconds
+
+    def started(self, seconds: float) -> None:
+        """Counts `seconds` before this ledger, which the start of the process took, as "import"."""
+        self._began -= seconds
+        self.seconds["import"] = seconds
 
     def totals(self) -> dict[str, float]:
         """Returns seconds by activity over all attempts, this one included."""

@@ -15,21 +15,27 @@ from mlprod.checkpoint.run_state import RunState
 from mlprod.checkpoint.store import Store
 from mlprod.config import MUST
 from mlprod.errors import ConfigError, TrainingError
+from mlprod.ledger import Ledger
 from mlprod.order import ORDER_VERSION
 from mlprod.parallel.place import wait
 from mlprod.plan import Plan
 from mlprod.state import TrainState, create
 
 # Fields that decide bits.
-ARITHMETIC = ("steps", "epochs", "model", "optim", "mesh", "runtime", "eval.batch", "loader.skip", "bad_numbers", "loss")
+ARITHMETIC = (
+    "steps", "epochs", "model", "optim", "precision", "mesh", "runtime.platform", "runtime.num_cpu_devices",
+    "runtime.deterministic", "eval.batch", "loader.skip", "bad_numbers", "loss",
+)  # fmt: skip
 
 
-def start(plan: Plan, store: Store) -> tuple[TrainState, RunState]:
+def start(plan: Plan, store: Store, ledger: Ledger) -> tuple[TrainState, RunState]:
     """Returns where to go on from: the newest good step, or a fresh state at step 0."""
     fresh = _fresh_run(plan)
-    restored = store.restore_newest(plan.abstract, plan.where, lambda run: _check_resume(plan, run, fresh))
+    with ledger.spent("restore"):
+        restored = store.restore_newest(plan.abstract, plan.where, lambda run: _check_resume(plan, run, fresh))
     if restored is None:
-        return _first_state(plan), fresh
+        with ledger.spent("state"):
+            return _first_state(plan), fresh
     state, run = restored
     _tell_resume(plan, run, fresh)
     return state, dataclasses.replace(run, attempt=run.attempt + 1, config=fresh.config, environment=fresh.environment, leaves={})

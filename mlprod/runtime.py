@@ -1,29 +1,35 @@
-"""The process: what JAX runs on, signals, and who holds a run's folder.
+"""The process: what JAX runs on, what code runs, and who holds a run's folder.
 
-Promise: devices, caches and flags are set before the first computation; a folder has one living trainer; a SIGTERM or Ctrl-C
-ends the loop after a save, a second one ends the process at once.
+Promise: devices, caches and flags are set before the first computation; a folder has one living trainer.
+
+Compiled programs are kept in the run's own folder, unless the config says otherwise: all processes of a run see it, a run that
+goes on takes the very programs it began with, and nothing of another config, machine or library is ever looked at: JAX's key of
+a program holds its flags and versions, not the CPU that it was compiled on.
 """
 
+import faulthandler
 import fcntl
+import hashlib
+import inspect
 import logging
 import os
 import platform
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
+import psutil
 
 from mlprod import __version__
-from mlprod.config import RuntimeConfig
+from mlprod.config import AUTO, Config, RuntimeConfig
 from mlprod.cores import num_cores
 from mlprod.errors import ConfigError, WorkdirError
 
@@ -31,8 +37,11 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 _DETERMINISTIC = ("--xla_gpu_deterministic_ops=true",)
 
 
-def start(cfg: RuntimeConfig) -> None:
+def start(cfg: RuntimeConfig, programs: str = "") -> None:
     """Configures JAX. Must come before anything computes.
+
+    Args:
+        programs: folder that keeps compiled programs, see `config.kept_programs`; "": none are kept.
 
     Raises:
         ConfigError: the platform asked for is not there.
@@ -52,15 +61,27 @@ def start(cfg: RuntimeConfig) -> None:
         except RuntimeError as error:
             told = f"config.runtime.num_cpu_devices={cfg.num_cpu_devices}: this process computes on {jax.device_count()} already"
             raise ConfigError(f"{told}; start another") from error
-    if cfg.compile_cache:
-        check_writable(f"config.runtime.compile_cache={cfg.compile_cache!r}", Path(cfg.compile_cache) / "program")
-        jax.config.update("jax_compilation_cache_dir", cfg.compile_cache)
+    if not faulthandler.is_enabled():
+        faulthandler.enable()  # where every thread stands, when a library aborts or a supervisor ends the process
+    if programs and _can_keep(cfg, programs):
+        jax.config.update("jax_compilation_cache_dir", programs)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # JAX asserts, without a word, where the platform's plugin is not installed
         why = " ".join(str(error).split()) or "it is not installed"
         raise ConfigError(f"config.runtime.platform={cfg.platform!r}: {why}; '' takes the best there is") from error
+
+
+def _can_keep(cfg: RuntimeConfig, programs: str) -> bool:
+    """Whether programs can be kept there; of a folder that the config names, it is an error when not."""
+    try:
+        check_writable(f"config.runtime.compile_cache={programs!r}", Path(programs) / "program")
+    except WorkdirError:
+        if cfg.compile_cache != AUTO:
+            raise
+        return False
+    return True
 
 
 def _without_closed_loops(unraisable: "sys.UnraisableHookArgs") -> None:
@@ -78,9 +99,8 @@ def environment(num_devices: int) -> dict[str, Any]:
         "devices": num_devices,
         "processes": jax.process_count(),
         "cpus": num_cores(),
-        "python": platform.python_version(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        **{name: version(name) for name in LIBRARIES},
+        **versions(),
     }
 
 
@@ -94,29 +114,31 @@ def code() -> dict[str, str]:
     return {"mlprod": __version__, "commit": done.stdout.strip()}
 
 
-class StopRequest:
-    """Whether someone asked this process to stop (SIGTERM, Ctrl-C). A context manager around the loop."""
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the libraries that decide bits."""
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
 
-    def __init__(self) -> None:
-        """Nothing is installed before the block."""
-        self.requested = False
-        self._before: dict[int, Any] = {}
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            os._exit(128 + number)
-        self.requested = True
+def sources(cfg: Config) -> dict[str, str]:
+    """Returns the SHA-256 of mlprod's own code and of the file that the model is of: "" where that cannot be read."""
+    whole = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        whole.update(path.read_bytes())
+    try:
+        model = hashlib.sha256(Path(inspect.getfile(type(cfg.model))).read_bytes()).hexdigest()
+    except (OSError, TypeError):
+        model = ""
+    return {"mlprod": f"{__version__} {whole.hexdigest()}", "model": model}
 
-    def __enter__(self) -> "StopRequest":
-        """Installs the handlers."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._handle)
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        """Puts the former handlers back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+def compile_cache() -> str:
+    """Returns the folder where compiled programs are kept; "" where none are."""
+    return str(getattr(jax.config, "jax_compilation_cache_dir", None) or "")
+
+
+def seconds_since_start() -> float:
+    """Returns how long this process has been there: what the start of Python and imports took."""
+    return float(max(time.time() - psutil.Process().create_time(), 0.0))
 
 
 def check_writable(option: str, path: Path) -> None:

@@ -23,7 +23,9 @@ from mlprod.attempts import Attempts
 from mlprod.bad_numbers import RollBack, Watch, finite, joined
 from mlprod.checkpoint.run_state import RunState
 from mlprod.checkpoint.store import Store
-from mlprod.config import Config
+from mlprod.compare import as_json
+from mlprod.compilations import Compilations, Watched
+from mlprod.config import Config, kept_programs
 from mlprod.console import ProgressLine
 from mlprod.data.loader import train_batches
 from mlprod.digest import as_hex
@@ -35,31 +37,46 @@ from mlprod.parallel.agree import Agreement
 from mlprod.parallel.ahead import Ahead
 from mlprod.parallel.place import Rows, fetch, placed_ahead
 from mlprod.plan import Plan, make_plan, score_of, update_of
+from mlprod.processes.peers import Peers
+from mlprod.processes.rank import Rank, find_rank
+from mlprod.processes.signals import Signals
+from mlprod.processes.watchdog import Watchdog
 from mlprod.resume import roll_back, start
 from mlprod.state import TrainState
 from mlprod.step import Score, Words, gradient_paths, unpack
+from mlprod.tracing import Tracer
 from mlprod.tracking import Record, Trackers, open_trackers
 
 FAST_STEPS = 3
 LOOK_EVERY_S, LOOK_AT_MOST = 0.1, 64  # how late a step's numbers are looked at, and after how many steps
 
 
-def train(cfg: Config, devices: Sequence[jax.Device]) -> TrainState:
+def train(cfg: Config, devices: Sequence[jax.Device], ledger: Ledger | None = None, peers: Peers | None = None) -> TrainState:
     """Trains from the newest checkpoint, or from scratch, to the last step; returns the final state.
+
+    Args:
+        ledger: that has counted what came before; None: a new one.
+        peers: the other processes, already met; None: this one is alone.
 
     Raises:
         UserError: anything wrong with config, dataset, mesh or workdir, before the first step.
         Preempted: asked to stop; the state is saved.
         MlprodError: the run failed.
     """
-    ledger = Ledger()
-    with ledger.spent("plan"):
-        cfg = _fast(cfg) if cfg.fast_dev_run else cfg
-        workdir = Path(cfg.workdir)
-        plan = make_plan(cfg, devices)
-    with runtime.hold(workdir), runtime.StopRequest() as stop, Store(workdir, cfg.checkpoint) as store:
-        with ledger.spent("state"):
-            state, run = start(plan, store)
+    ledger, peers = ledger or Ledger(), peers or Peers(Rank(), cfg.limits)
+    with Signals() as signals, Watchdog(cfg.limits, ledger, signals, peers) as watchdog, Compilations(ledger) as compiled:
+        with ledger.spent("plan"):
+            cfg = _fast(cfg) if cfg.fast_dev_run else cfg
+            plan = make_plan(cfg, devices)
+            peers.check_same("dataset_id", plan.manifest.dataset_id)
+        return _run(plan, ledger, compiled, signals, watchdog)
+
+
+def _run(plan: Plan, ledger: Ledger, compiled: Compilations, signals: Signals, watchdog: Watchdog) -> TrainState:
+    """Trains as planned."""
+    cfg, workdir = plan.cfg, Path(plan.cfg.workdir)
+    with runtime.hold(workdir), Store(workdir, cfg.checkpoint) as store:
+        state, run = start(plan, store, ledger)
         ledger.earlier = dict(run.ledger)
         with ledger.spent("tracking"):
             attempts = Attempts(workdir, ledger, _about(plan, run))
@@ -69,18 +86,30 @@ def train(cfg: Config, devices: Sequence[jax.Device]) -> TrainState:
         )
         with trackers as tracker, line:
             tracker.log(Record(kind="start", step=run.step, position=run.next_example, values={}))
+            beside = Beside(ledger, compiled, signals, watchdog, Tracer(workdir, signals, ledger, line.say))
             done, rollbacks = None, 0
             while done is None:
                 try:
-                    done = _loop(plan, state, run, store, tracker, line, ledger, stop)
+                    done = _loop(plan, state, run, store, tracker, line, beside)
                 except RollBack as bad:
                     rollbacks += 1
-                    with ledger.spent("state"):
+                    with ledger.spent("restore"):
                         state, run = roll_back(plan, store, run, bad, rollbacks)
             with ledger.spent("save"):
                 store.finish()
             line.say(ledger.line())
     return done
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Beside:
+    """What goes on beside the loop."""
+
+    ledger: Ledger
+    compiled: Compilations
+    signals: Signals
+    watchdog: Watchdog
+    tracer: Tracer
 
 
 def _about(plan: Plan, run: RunState) -> dict[str, Any]:
@@ -96,12 +125,11 @@ def _loop(
     store: Store,
     tracker: Trackers,
     line: ProgressLine,
-    ledger: Ledger,
-    stop: runtime.StopRequest,
+    beside: "Beside",
 ) -> TrainState:
     """Takes the steps that are left. The order of what happens between two steps is what makes a resume exact."""
-    cfg = plan.cfg
-    update = update_of(plan)
+    cfg, ledger, signals = plan.cfg, beside.ledger, beside.signals
+    update = Watched(update_of(plan), beside.compiled, runtime.compile_cache(), line.say)
     score = score_of(plan)
     watch = Watch(cfg.bad_numbers, gradient_paths(plan.abstract), plan.order.global_batch)
     late, agreed, saved_at = Late(tracker, line, watch), Agreement(), time.monotonic()
@@ -111,20 +139,22 @@ def _loop(
 
     def stopped_waiting() -> bool:
         late.look()  # nothing else to do while data is late
-        return stop.requested and agreed.alone
+        return signals.stop and agreed.alone
 
     positions = drawn_positions(after, left, plan.order.global_batch, joined((*cfg.loader.skip, *run.skipped)))
     with _batches(plan, positions, line) as batches:
         for position in positions:
-            with ledger.spent("data wait"):
+            beside.tracer.before(step + 1)
+            with ledger.spent("first batch" if step == run.step else "data wait"):
                 drawn = batches.draw(unless=stopped_waiting)
             if drawn is None:
                 break
-            with ledger.spent("compile" if step == run.step else "step"):
+            with ledger.spent("first step" if step == run.step else "step"):
                 with jax.transfer_guard("disallow"):  # an array that moves by accident is an error
                     state, sums = update(state, drawn[1])
                 step, after = step + 1, position + plan.order.global_batch
                 late.report(step, after, sums, drawn[0])  # fetches the step before: the devices never wait for us
+                beside.watchdog.done(step, after)
             metrics: dict[str, float] = {}
             better = False
             if step == plan.steps or _due(step, cfg.eval.every):
@@ -134,19 +164,22 @@ def _loop(
                 run = dataclasses.replace(run, progress=early_stop.after(run.progress, step, metrics, cfg))
                 over, better = early_stop.is_over(run.progress, cfg), run.progress["step"] == step
             store.check()
-            time_is_up, stopped = agreed(save=time.monotonic() - saved_at >= cfg.checkpoint.every_s, stop=stop.requested)
+            time_is_up, stopped = agreed(save=time.monotonic() - saved_at >= cfg.checkpoint.every_s, stop=signals.stop)
             keep = better and cfg.eval.patience > 0
             if step == plan.steps or over or keep or _due(step, cfg.checkpoint.every) or time_is_up:
                 _save(plan, state, run, step, after, store, late, ledger, metrics)
                 saved, saved_at = step, time.monotonic()
+                beside.watchdog.saved(step)
             if stopped or over:
                 break
+    beside.tracer.end()
     if over:
         line.say(f"stopped at step {step}: {cfg.eval.patience} evaluations were not better than step {run.progress['step']:.0f}")
     elif step < plan.steps:
         if saved < step:
             _save(plan, state, run, step, after, store, late, ledger, {})
-        store.finish_save()
+        with ledger.spent("save"):
+            store.finish_save()
         raise Preempted(f"stopped after step {step} of {plan.steps}, which is saved; the same command goes on from there")
     return state
 
@@ -262,9 +295,15 @@ def _fast(cfg: Config) -> Config:
 
 
 def main(cfg: Config) -> None:
-    """The verb `train`."""
-    runtime.start(cfg.runtime)
-    train(cfg, jax.devices())
+    """The verb `train`, on this process and the others of the run."""
+    ledger, peers = Ledger(), Peers(find_rank(), cfg.limits)
+    ledger.started(runtime.seconds_since_start())
+    with ledger.spent("join"):
+        peers.join({"config": as_json(cfg), "code": runtime.sources(cfg), "versions": runtime.versions()})
+    with peers:
+        with ledger.spent("devices"):
+            runtime.start(cfg.runtime, kept_programs(cfg))
+        train(cfg, jax.devices(), ledger, peers)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ ROWS = (
     ("cores", "errors", "locks"),
     ("hashing", "hints", "config", "validation", "compare", "recipe", "manifest", "features", "order", "ledger", "bad_numbers"),
     ("store", "console", "collectives", "etl", "data", "objective", "models", "metrics", "optim", "parallel"),
-    ("digest", "state", "step"),
-    ("plan", "checkpoint", "tracking", "attempts", "early_stop", "runtime", "resume"),
+    ("processes", "digest", "state", "step"),
+    ("plan", "checkpoint", "tracking", "attempts", "early_stop", "runtime", "resume", "compilations", "tracing"),
     ("scores", "segments", "evaluate", "predict", "memory", "compiled", "check", "topology", "checkpoints"),
     ("audit", "changes", "datasets", "reference", "init", "doctor"),
     ("report",),
@@ -35,7 +35,7 @@ DOORS = {  # dependency -> the only modules (or packages of ours) that import it
     "wandb": {"tracking"}, "grain": {"data"}, "pandas": {"etl"}, "sqlalchemy": {"etl"},
     "tokenizers": {"etl"}, "adbc_driver_manager": {"etl"}, "adbc_driver_postgresql": {"etl"},
     "ml_collections": {"recipe"}, "absl": {"recipe"}, "importlib": {"cli", "runtime", "etl", "doctor"}, "runpy": {"recipe"},
-    "subprocess": {"cli", "runtime", "doctor"}, "psutil": {"doctor"}, "packaging": {"doctor"}, "matplotlib": {"report"},
+    "subprocess": {"cli", "runtime", "doctor", "processes"}, "psutil": {"doctor", "runtime"}, "packaging": {"doctor"}, "matplotlib": {"report"},
 }  # fmt: skip
 BANNED = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "imp", "yaml", "random"}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from mlprod.config import Config
+from mlprod.config import Config, kept_programs
 from mlprod.doctor.finding import Finding, amount, first
 from mlprod.locks import holder_of
 
@@ -22,7 +22,7 @@ def look(cfg: Config) -> Iterator[Finding]:
     """Yields what is in the run's folder, the dataset's, the copies' and the compile cache; an address is for `mlprod check`."""
     looks = {
         "config.workdir": (run, cfg.workdir), "config.dataset": (build, cfg.dataset),
-        "config.checkpoint.copies": (copies, cfg.checkpoint.copies), "compile cache": (cache, cfg.runtime.compile_cache),
+        "config.checkpoint.copies": (copies, cfg.checkpoint.copies), "compile cache": (cache, kept_programs(cfg)),
     }  # fmt: skip
     for what, (look_at, place) in looks.items():
         if place and "://" not in place:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlprod.config import Config
+from mlprod.config import Config, kept_programs
 from mlprod.doctor import devices, leftovers, machine, versions
 from mlprod.doctor.finding import Finding
 from mlprod.errors import MachineError
@@ -40,7 +40,7 @@ def folders(cfg: Config | None) -> Iterator[tuple[str, Path]]:
         return
     places = {
         "config.workdir": cfg.workdir, "config.dataset": cfg.dataset, "config.checkpoint.copies": cfg.checkpoint.copies,
-        "compile cache": cfg.runtime.compile_cache,
+        "compile cache": kept_programs(cfg),
     }  # fmt: skip
     yield from ((what, Path(place)) for what, place in places.items() if place and "://" not in place)
 

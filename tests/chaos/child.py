@@ -7,13 +7,13 @@ import time
 from collections.abc import Sequence
 from types import SimpleNamespace
 
-import jax
 import numpy as np
 
 from mlprod import cli, recipe, train  # noqa: F401 (imported for the children to find them loaded)
 from mlprod.data.reader import GroupReader
 from mlprod.etl import run as etl_run  # noqa: F401
 from mlprod.parallel import place
+from mlprod.processes.rank import Rank
 
 
 def command(argv: Sequence[str], output: str) -> None:
@@ -25,16 +25,13 @@ def command(argv: Sequence[str], output: str) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     if code:
-        if jax.distributed.is_initialized():
-            jax.distributed.shutdown()
         os._exit(code)
     sys.exit(0)
 
 
 def one_of_several(argv: Sequence[str], output: str, port: int, index: int, count: int) -> None:
     """Runs a command line as process `index` of `count`, which meet on a port; the clock of all but the first stands still."""
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"127.0.0.1:{port}", count, index, shutdown_timeout_seconds=20)
+    os.environ |= Rank(index=index, count=count, coordinator=f"127.0.0.1:{port}").variables()
     if index:
         train.time = SimpleNamespace(monotonic=lambda: 0.0)  # type: ignore[assignment] # a module's place taken by a clock
     command(argv, output)

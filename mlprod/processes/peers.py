@@ -1,0 +1,184 @@
+"""The processes of a run among themselves: they meet, wait for each other at named barriers, and end together when one fails.
+
+Promise: a barrier has a name and a limit, and says who did not come. A process that fails says so to the others before it ends:
+they print its line and end with its exit code, instead of waiting for it in a collective and being aborted. A process that is
+alone pays for none of this.
+Price: a question a second to the first process. The door to JAX's coordination service, whose client is no public part of it.
+"""
+
+import json
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import jax
+from jax._src import distributed  # the service that orbax and others use: barriers and keys are not public
+from jax.errors import JaxRuntimeError
+
+from mlprod.config import LimitsConfig
+from mlprod.errors import ConfigError, MlprodError, PeerLost, Preempted
+from mlprod.processes.rank import Rank
+from mlprod.processes.roll_call import Told, roll_call
+
+MEET_S = 60  # for JAX to meet, when all are there
+LEAVE_S = 30  # for JAX to part, when all have come to the end
+HEARD_S = 4.0  # that process 0, on which the service ends, waits for the others to hear why
+ASK_EVERY_S = 1.0
+FAILED, HEARD = "mlprod/failed", "mlprod/heard"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """How a process ended that others wait for."""
+
+    index: int
+    code: int
+    told: str
+
+
+class Peers:
+    """The other processes of the run. A context manager around all that they do together."""
+
+    def __init__(self, rank: Rank, limits: LimitsConfig) -> None:
+        """Nobody is met yet."""
+        self.rank, self._limits = rank, limits
+        self._client: Any = None
+        self._ending = threading.Lock()
+
+    @property
+    def alone(self) -> bool:
+        """Whether this process is the only one."""
+        return self.rank.count == 1
+
+    def join(self, told: Told) -> None:
+        """Waits for all processes and starts JAX on them; `told`: what must be equal on all, see `roll_call`.
+
+        Raises:
+            PeerLost: one did not come.
+            ConfigError: one was given something else.
+        """
+        if self.alone:
+            return
+        roll_call(self.rank, told, self._limits.join_s, lambda line: _say(self.rank, line))
+        jax.distributed.initialize(
+            self.rank.coordinator, self.rank.count, self.rank.index, initialization_timeout=MEET_S,
+            heartbeat_timeout_seconds=int(self._limits.heartbeat_s), shutdown_timeout_seconds=LEAVE_S,
+        )  # fmt: skip
+        self._client = distributed.global_state.client
+
+    def meet(self, name: str, limit_s: float) -> None:
+        """Waits until all processes are at the barrier `name`; raises PeerLost naming those that are not within `limit_s`."""
+        if self.alone:
+            return
+        try:
+            self._client.wait_at_barrier(f"mlprod/{name}", int(1000 * limit_s))
+        except JaxRuntimeError as error:
+            who = ", ".join(_missing_at_barrier(str(error))) or "some, which the service does not name"
+            raise PeerLost(f"processes that did not come to {name!r} within {limit_s:.0f} s: {who}") from error
+
+    def check_same(self, what: str, value: str) -> None:
+        """Raises ConfigError where another process has another value; all must ask, each once for each `what`."""
+        if self.alone:
+            return
+        self._client.key_value_set(f"mlprod/same/{what}/{self.rank.index}", value)
+        self.meet(f"compare {what}", self._limits.start_s)
+        found = {int(key.rpartition("/")[2]): theirs for key, theirs in self._client.key_value_dir_get(f"mlprod/same/{what}")}
+        for index, theirs in sorted(found.items()):
+            if theirs != found[0]:
+                raise ConfigError(f"process {index} has {what} {theirs}, process 0 has {found[0]}; give all the same")
+
+    def failure(self) -> Failure | None:
+        """Returns how another process ended, where one did and said so."""
+        if self.alone:
+            return None
+        try:
+            found = Failure(**json.loads(self._client.key_value_try_get(FAILED)))
+        except JaxRuntimeError:  # there is no such key, or the service is gone: then JAX ends this process itself
+            return None
+        return found if found.index != self.rank.index else None
+
+    def fail(self, code: int, told: str) -> None:
+        """Tells the others that this process ends, and why; the first to say so is heard. Takes a few seconds at most."""
+        if self.alone:
+            return
+        within(HEARD_S, lambda: self._fail(code, told))
+
+    def _fail(self, code: int, told: str) -> None:
+        try:
+            said = json.dumps({"index": self.rank.index, "code": code, "told": told})
+            self._client.key_value_set(FAILED, said)
+        except JaxRuntimeError:
+            return  # another was first
+        if self.rank.index == 0:  # the service ends with this process
+            while len(self._client.key_value_dir_get(HEARD)) < self.rank.count - 1:
+                time.sleep(0.05)
+
+    def end_with(self, failure: Failure) -> None:
+        """Ends this process, for another has failed."""
+        with self._ending:
+            _say(self.rank, f"process {failure.index} ended with exit code {failure.code}, so this one ends too: {failure.told}")
+            within(HEARD_S, lambda: self._client.key_value_set(f"{HEARD}/{self.rank.index}", ""))
+            os._exit(failure.code)
+
+    def __enter__(self) -> "Peers":
+        """Nothing more."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Parts from the others where all have come to the end; else tells them why this process ends."""
+        if self.alone:
+            return
+        if error is None or isinstance(error, Preempted):
+            self.meet("end", self._limits.save_s)
+            jax.distributed.shutdown()
+            return
+        if any(isinstance(each, JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(each) for each in _causes(error)):
+            self._wait_for_the_culprit()
+        line = str(error) if isinstance(error, MlprodError) else f"{type(error).__name__}: {error}"
+        self.fail(error.exit_code if isinstance(error, MlprodError) else 1, " ".join(line.split())[:500])
+
+    def _wait_for_the_culprit(self) -> None:
+        """A collective fails where a peer is gone: another process may say why, or the missed beats of it end this one."""
+        deadline = time.monotonic() + self._limits.heartbeat_s + MEET_S / 4
+        while time.monotonic() < deadline:
+            if failure := self.failure():
+                self.end_with(failure)
+            time.sleep(ASK_EVERY_S / 2)
+
+
+def within(seconds: float, act: Callable[[], Any]) -> None:
+    """Does something that may never return, as a call to a process that was stopped, for so long at most. Errors are dropped."""
+
+    def run() -> None:
+        try:
+            act()
+        except Exception:
+            return
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+
+
+def _missing_at_barrier(text: str) -> list[str]:
+    """Returns the numbers of the processes that a barrier's error names as late."""
+    late = re.search(r"timed out task names:\s*((?:\S*\d+\s)+)", text)
+    return re.findall(r"(\d+)\s", late[1]) if late else []
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def _say(rank: Rank, line: str) -> None:
+    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"mlprod: process {rank.index} of {rank.count}: {line}\n".encode())

@@ -1,0 +1,129 @@
+"""A thread that ends a process which is stuck: every part of a run has a time limit of its own.
+
+Promise: the thread runs also while the main thread waits in a collective that never ends, in a read that hangs, or in a compiler.
+It prints where every thread stands, what was done last and which limit was passed, tells the other processes, and ends with exit
+code 75: what was saved is not touched, and the same command goes on from there. Asked to stop, the process ends within
+`limits.grace_s`, saved or not.
+Price: it looks twice a second at what the ledger says is being done; the loop pays nothing.
+
+What holds Python's lock inside a library, or was stopped from outside, stops this thread too: then it is the supervisor that sees
+no more sign of life (`pulse.py`).
+"""
+
+import os
+import select
+import sys
+import threading
+import time
+import traceback
+from types import TracebackType
+
+from mlprod.config import LimitsConfig
+from mlprod.ledger import Ledger
+from mlprod.processes.peers import ASK_EVERY_S, Peers
+from mlprod.processes.pulse import BEAT_S, VARIABLE, Pulse
+from mlprod.processes.signals import Signals
+
+STUCK = 75
+GRACE_PART = 0.95  # of the grace period, so that the process is gone when it is over
+# Which limit an activity of the ledger has. What is not named here has that of the start.
+LIMITS = {
+    "compile": "compile_s", "first step": "compile_s", "first batch": "compile_s", "data wait": "step_s", "step": "step_s",
+    "trace": "step_s", "evaluate": "evaluate_s", "save": "save_s", "end": "save_s",
+}  # fmt: skip
+DEBUGGERS = ("/bdb.py", "/pdb.py", "/pydevd.py")
+
+
+class Watchdog:
+    """Watches one run. A context manager around it."""
+
+    def __init__(self, limits: LimitsConfig, ledger: Ledger, signals: Signals, peers: Peers) -> None:
+        """Nothing is watched before the block."""
+        self._limits, self._ledger, self._signals, self._peers = limits, ledger, signals, peers
+        self._done, self._saved = (-1, 0), -1
+        self._over = threading.Event()
+        self._pulse = Pulse(os.environ.get(VARIABLE, ""))
+        self._thread = threading.Thread(target=self._run, name="mlprod-watchdog", daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        """Starts the thread."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Ends it, with a last beat."""
+        self._over.set()
+        self._signals.wake()
+        self._thread.join(2 * BEAT_S)
+        self._beat()
+        self._pulse.close()
+
+    def done(self, step: int, position: int) -> None:
+        """Tells that `step` steps are done, and the example that comes next."""
+        self._done = step, position
+
+    def saved(self, step: int) -> None:
+        """Tells that a save of `step` has begun."""
+        self._saved = step
+
+    def _run(self) -> None:
+        asked_at, next_ask = float("inf"), 0.0
+        while not self._over.is_set():
+            select.select([self._signals.arrived], [], [], BEAT_S)
+            if self._signals.asked_to_stop():
+                asked_at = min(asked_at, time.monotonic())
+            activity, deadline = self._beat()
+            now = time.monotonic()
+            if now > deadline and not _debugged():
+                self._end(
+                    f"{self._at(activity)} has taken {now - self._ledger.now[1]:.0f} s, {self._limit(activity)}", stacks=True
+                )
+            if now > asked_at + GRACE_PART * self._limits.grace_s:
+                self._end(
+                    f"asked to stop {self._limits.grace_s:.0f} s ago (config.limits.grace_s), still in {self._at(activity)}"
+                )
+            if now > next_ask:
+                next_ask = now + ASK_EVERY_S
+                if failure := self._peers.failure():
+                    self._peers.end_with(failure)
+
+    def _beat(self) -> tuple[str, float]:
+        """Gives a sign of life; returns what is being done and until when."""
+        activity, since = self._ledger.now
+        deadline = since + float(getattr(self._limits, _field(activity)))
+        self._pulse.beat(*self._done, activity, deadline)
+        return activity, deadline
+
+    def _at(self, activity: str) -> str:
+        return f"{activity or 'the loop'} after step {max(self._done[0], 0)} (next example {self._done[1]:,})"
+
+    def _limit(self, activity: str) -> str:
+        name = _field(activity)
+        return f"and config.limits.{name} is {getattr(self._limits, name):g}"
+
+    def _end(self, why: str, *, stacks: bool = False) -> None:
+        """Ends the process, to be started again."""
+        rank = self._peers.rank
+        who = "" if self._peers.alone else f"process {rank.index} of {rank.count}: "
+        kept = f"step {self._saved} was the last to be saved" if self._saved >= 0 else "nothing was saved by this start"
+        told = f"mlprod: {who}{why}; {kept}, the same command goes on from there\n"
+        os.write(2, ((_stacks() if stacks else "") + told).encode())
+        self._peers.fail(STUCK, why)
+        os._exit(STUCK)
+
+
+def _field(activity: str) -> str:
+    return LIMITS.get(activity, "start_s")
+
+
+def _stacks() -> str:
+    """Returns where every thread stands, the main thread last."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    frames = sorted(sys._current_frames().items(), key=lambda item: item[0] == threading.main_thread().ident)
+    return "".join(f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}" for ident, frame in frames)
+
+
+def _debugged() -> bool:
+    """Whether someone looks at this process with a debugger: its time is theirs."""
+    frames = [frame for top in sys._current_frames().values() for frame, _ in traceback.walk_stack(top)]
+    return any(frame.f_code.co_filename.endswith(DEBUGGERS) for frame in frames)
