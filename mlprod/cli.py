@@ -135,6 +135,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--process-id", default="", metavar="I", help="of this process, from 0 (default: as the launcher says)")
     parser.add_argument("--num-processes", default="", metavar="N", help="of the run")
     parser.add_argument("--coordinator", default="", metavar="HOST:PORT", help="where process 0 waits for the others")
+    parser.add_argument(
+        "--restarts", type=_whole, default=1 << 30, help="at most; 0: only make the exit code ours (default: any)"
+    )
     parser.add_argument("--deaths", type=_whole, default=3, help="in a row without a new step, then it is 1 (default: 3)")
     parser.add_argument("--grace-s", type=float, default=30.0, help="from SIGTERM until the command is killed (default: 30)")
     parser.add_argument("--silent-s", type=float, default=45.0, help="without a sign of life until it is killed (default: 45)")
@@ -148,12 +151,8 @@ def _help() -> str:
 
 def _ensure_dataset(cfg: Config, config_file: str, overrides: Sequence[str]) -> None:
     """Builds the dataset in a child process when there is none, so that the trainer never holds the ETL's memory."""
-    if "://" in cfg.dataset or any((Path(cfg.dataset) / "manifests").glob("[0-9]*.json")):
-        return  # a remote one is built elsewhere
-    if (count := find_rank().count) > 1:
-        raise DataError(
-            f"{cfg.dataset} is not built, and none of {count} processes builds it: run `mlprod etl --config {config_file}` first"
-        )
+    if "://" in cfg.dataset or any((Path(cfg.dataset) / "manifests").glob("[0-9]*.json")) or find_rank().count > 1:
+        return  # a remote one is built elsewhere; so is that of several processes, which tell each other that it is not there
     print(f"mlprod: {cfg.dataset} is not built yet; running `mlprod etl`", file=sys.stderr)
     code = subprocess.run([sys.executable, "-m", "mlprod.etl", "--config", config_file, *overrides], check=False).returncode
     if code:

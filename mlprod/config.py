@@ -441,7 +441,7 @@ class LimitsConfig:
     start_s: float = knob(1800.0, "plan, state or restore, trackers", unit="seconds", low=0.0)
     compile_s: float = knob(3600.0, "the first batch; the first step with its compilation", unit="seconds", low=0.0)
     step_s: float = knob(600.0, "a step; its batch", unit="seconds", low=0.0)
-    evaluate_s: float = knob(7200.0, "an evaluation", unit="seconds", low=0.0)
+    evaluate_s: float = knob(1800.0, "a batch of an evaluation; the first with its compilation", unit="seconds", low=0.0)
     save_s: float = knob(1800.0, "a save, as far as the loop waits for it; the end of the run", unit="seconds", low=0.0)
     grace_s: float = knob(
         30.0, "from SIGTERM to the end of the process, with a save where there is time", unit="seconds", low=0.0

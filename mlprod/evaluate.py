@@ -38,6 +38,7 @@ from mlprod.state import TrainState
 from mlprod.step import Score
 
 Sink = Callable[[dict[str, np.ndarray]], None]
+Alive = Callable[[], None]
 COUNTS = ("rows", "tokens")  # among the metrics
 SHOWN_CLASSES = 12  # whose confusion has room in a terminal
 
@@ -57,9 +58,16 @@ def scored_batches(
             yield fetch(score(state, batch)), dict(host)
 
 
-def evaluate(plan: Plan, score: Score, state: TrainState, split: str, *, limit: int | None = None) -> dict[str, float]:
-    """Returns the metrics of `state` on a split by name; `limit`: of at most so many batches."""
-    return values_of(measure(plan, score, state, split, limit=limit))
+def evaluate(
+    plan: Plan, score: Score, state: TrainState, split: str, alive: Alive = lambda: None, *, limit: int | None = None
+) -> dict[str, float]:
+    """Returns the metrics of `state` on a split by name.
+
+    Args:
+        alive: called after every batch.
+        limit: of at most so many batches.
+    """
+    return values_of(measure(plan, score, state, split, limit=limit, alive=alive))
 
 
 def values_of(metrics: Sequence[Metric]) -> dict[str, float]:
@@ -68,11 +76,13 @@ def values_of(metrics: Sequence[Metric]) -> dict[str, float]:
 
 
 def measure(
-    plan: Plan, score: Score, state: TrainState, split: str, *, limit: int | None = None, sinks: Sequence[Sink] = ()
-) -> Sequence[Metric]:
+    plan: Plan, score: Score, state: TrainState, split: str, *, limit: int | None = None, sinks: Sequence[Sink] = (),
+    alive: Alive = lambda: None,
+) -> Sequence[Metric]:  # fmt: skip
     """Returns the metrics of `state` on a split; `sinks` are given each batch's row ids, labels, weights and scores."""
     metrics = metrics_of(plan.features.target, plan.cfg.eval.auc_rows)
     for sums, batch in scored_batches(plan, score, state, split, limit):
+        alive()
         for metric in metrics:
             metric.merge(sums)
         if sinks:

@@ -34,6 +34,10 @@ class Ledger:
             self._inner[-1] += ended - start
             self.now = outer, ended
 
+    def again(self) -> None:
+        """Tells that the activity under way gets on: for who looks at `now` it begins anew."""
+        self.now = self.now[0], time.monotonic()
+
     def took(self, activity: str, seconds: float) -> None:
         """Counts `seconds` just spent as `activity`, and not as what is going on around it."""
         self.seconds[activity] = self.seconds.get(activity, 0.0) + seconds

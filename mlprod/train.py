@@ -11,7 +11,7 @@ import dataclasses
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +160,7 @@ def _loop(
             if step == plan.steps or _due(step, cfg.eval.every):
                 with ledger.spent("evaluate"):
                     late.flush()
-                    metrics = _evaluate(plan, score, state, step, after, tracker, line)
+                    metrics = _evaluate(plan, score, state, step, after, tracker, line, ledger.again)
                 run = dataclasses.replace(run, progress=early_stop.after(run.progress, step, metrics, cfg))
                 over, better = early_stop.is_over(run.progress, cfg), run.progress["step"] == step
             store.check()
@@ -270,12 +270,19 @@ def _batches(plan: Plan, positions: Sequence[int], line: ProgressLine) -> Ahead[
 
 
 def _evaluate(
-    plan: Plan, score: Score, state: TrainState, step: int, position: int, tracker: Trackers, line: ProgressLine
+    plan: Plan,
+    score: Score,
+    state: TrainState,
+    step: int,
+    position: int,
+    tracker: Trackers,
+    line: ProgressLine,
+    alive: Callable[[], None],
 ) -> dict[str, float]:
     """Evaluates on the eval split, where there is one, logs it and returns it."""
     if not plan.manifest.num_rows("eval"):
         return {}
-    metrics = evaluate(plan, score, state, "eval", limit=FAST_STEPS if plan.cfg.fast_dev_run else None)
+    metrics = evaluate(plan, score, state, "eval", alive, limit=FAST_STEPS if plan.cfg.fast_dev_run else None)
     rows = metrics.pop("rows")
     tracker.log(Record(kind="eval", step=step, position=position, values={k: (v, rows) for k, v in metrics.items()}))
     line.say(f"step {step}: eval " + ", ".join(shown(name, value) for name, value in metrics.items()))

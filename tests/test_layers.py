@@ -35,7 +35,8 @@ DOORS = {  # dependency -> the only modules (or packages of ours) that import it
     "wandb": {"tracking"}, "grain": {"data"}, "pandas": {"etl"}, "sqlalchemy": {"etl"},
     "tokenizers": {"etl"}, "adbc_driver_manager": {"etl"}, "adbc_driver_postgresql": {"etl"},
     "ml_collections": {"recipe"}, "absl": {"recipe"}, "importlib": {"cli", "runtime", "etl", "doctor"}, "runpy": {"recipe"},
-    "subprocess": {"cli", "runtime", "doctor", "processes"}, "psutil": {"doctor", "runtime"}, "packaging": {"doctor"}, "matplotlib": {"report"},
+    "subprocess": {"cli", "runtime", "doctor", "processes"}, "psutil": {"doctor", "runtime"},
+    "packaging": {"doctor"}, "matplotlib": {"report"},
 }  # fmt: skip
 BANNED = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "imp", "yaml", "random"}
 

@@ -50,8 +50,8 @@ def main(options: argparse.Namespace) -> None:
     """
     if not options.command:
         raise UserError("no command to run; give one behind --: mlprod run -- python -m mlprod.train --config FILE")
-    limits = {"deaths": max(options.deaths, 1), "silent_s": options.silent_s, "grace_s": options.grace_s}
-    sys.exit(Supervisor(options.command, _rank(options), **limits).run())
+    limits = Limits(restarts=options.restarts, deaths=max(options.deaths, 1), silent_s=options.silent_s, grace_s=options.grace_s)
+    sys.exit(Supervisor(options.command, _rank(options), limits).run())
 
 
 def _rank(options: argparse.Namespace) -> Rank:
@@ -72,18 +72,22 @@ class End:
     why: str  # "" where the code says it all
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What a supervisor puts up with."""
+
+    restarts: int
+    deaths: int  # so many ends in a row without a new step are in vain
+    silent_s: float  # without a sign of life, after which the command is ended
+    grace_s: float  # from a signal that asks to stop until it is ended
+
+
 class Supervisor:
     """Runs one command until it is done, or until starting it again is in vain."""
 
-    def __init__(self, command: Sequence[str], rank: Rank, *, deaths: int, silent_s: float, grace_s: float) -> None:
-        """Nothing is started yet.
-
-        Args:
-            deaths: so many starts in a row without a new step are in vain.
-            silent_s: without a sign of life after which the command is ended.
-            grace_s: from a signal that asks to stop until it is ended.
-        """
-        self._command, self._rank, self._deaths, self._silent_s, self._grace_s = command, rank, deaths, silent_s, grace_s
+    def __init__(self, command: Sequence[str], rank: Rank, limits: Limits) -> None:
+        """Nothing is started yet."""
+        self._command, self._rank, self._limits = command, rank, limits
         self._asked, self._asked_at = 0, math.inf  # how often this process was asked to stop, and when first
         self._child: subprocess.Popen[bytes] | None = None
 
@@ -99,14 +103,14 @@ class Supervisor:
                 reached = beat.step if beat else -1
                 if end.why:
                     self._say(f"{end.why}{_where(beat)}: exit code {end.code}")
-                if end.code != AGAIN or self._asked:
+                if end.code != AGAIN or self._asked or starts > self._limits.restarts:
                     return end.code
                 in_vain, furthest = (0 if reached > furthest else in_vain + 1), max(furthest, reached)
-                if in_vain >= self._deaths - 1:
-                    what = f"{self._deaths} ends in a row without a step beyond {max(furthest, 0)}"
+                if in_vain >= self._limits.deaths:
+                    what = f"{self._limits.deaths} ends in a row without a step beyond {max(furthest, 0)}"
                     self._say(f"{what}: starting again does not help; exit code {FAILED}")
                     return FAILED
-                pause = min(BACK_OFF_S[0] * 2**in_vain, BACK_OFF_S[1])
+                pause = min(BACK_OFF_S[0] * 2 ** max(in_vain - 1, 0), BACK_OFF_S[1])
                 self._say(f"starting again in {pause:.0f} s (start {starts + 1})")
                 if self._asked_within(pause):
                     return AGAIN
@@ -176,11 +180,11 @@ class Supervisor:
     def _overdue(self, beat: Beat | None, began: float) -> str:
         """Returns why the command is to be ended; "" while it is alive, and of one that has never given a sign of life."""
         now = time.monotonic()
-        if now > self._asked_at + self._grace_s:
-            return f"it was asked to stop {self._grace_s:.0f} s ago (--grace-s)"
+        if now > self._asked_at + self._limits.grace_s:
+            return f"it was asked to stop {self._limits.grace_s:.0f} s ago (--grace-s)"
         if beat is None or beat.at < began:
             return ""
-        if now - beat.at > self._silent_s:
+        if now - beat.at > self._limits.silent_s:
             return f"no sign of life for {now - beat.at:.0f} s (--silent-s)"
         if now > beat.deadline + LATE_S:
             return f"{beat.activity or 'the loop'} is {now - beat.deadline:.0f} s over its limit, and it does not end itself"

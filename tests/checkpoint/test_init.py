@@ -13,6 +13,7 @@ from mlprod.checkpoint.saved import SavedSteps
 from mlprod.checkpoint.store import Store
 from mlprod.config import Config, MeshConfig
 from mlprod.errors import CheckpointError, ConfigError
+from mlprod.ledger import Ledger
 from mlprod.plan import make_plan
 from mlprod.resume import start
 from mlprod.state import TrainState, flatten
@@ -44,7 +45,7 @@ def begun(make_config: MakeConfig, workdir: str, devices: list[jax.Device], **ch
     cfg = make_config(workdir, **changed)
     plan = make_plan(cfg, devices)
     with Store(Path(cfg.workdir), cfg.checkpoint) as store:
-        state, run = start(plan, store)
+        state, run = start(plan, store, Ledger())
     assert (run.step, run.next_example) == (0, 0)
     return arrays(state)
 
