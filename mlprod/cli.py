@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -211,8 +212,10 @@ def _run(verb: str, options: argparse.Namespace, overrides: Sequence[str]) -> No
         importlib.import_module("mlprod.etl.dry_run" if options.dry_run else "mlprod.etl.run").main(cfg)
         return
     if verb == "train":
+        began = time.monotonic()
         _ensure_dataset(cfg, options.config, overrides)
-        importlib.import_module("mlprod.train").main(cfg)
+        built_s = time.monotonic() - began
+        importlib.import_module("mlprod.train").main(cfg, built_s)
         return
     if verb == "doctor":  # devices are looked at in a child process
         importlib.import_module("mlprod.doctor.run").main(cfg)

@@ -50,8 +50,8 @@ class Compilations:
 
     def line(self, cache: str) -> str:
         """Returns what was compiled and what was found in `cache` ("": there is none), as one line."""
-        kept = f"; {self.found} of them were kept in {cache}" if cache else ""
-        return f"{self.programs} programs compiled in {self.seconds:.1f} s{kept}"
+        where = f", {self.found} of them from {cache}" if cache else ""
+        return f"{self.programs} programs compiled in {self.seconds:.1f} s{where}"
 
 
 class Watched:

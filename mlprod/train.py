@@ -301,10 +301,10 @@ def _fast(cfg: Config) -> Config:
     return dataclasses.replace(cfg, steps=FAST_STEPS, epochs=0.0, workdir=workdir, eval=evaluation)
 
 
-def main(cfg: Config) -> None:
-    """The verb `train`, on this process and the others of the run."""
+def main(cfg: Config, built_s: float = 0.0) -> None:
+    """The verb `train`, on this process and the others of the run; `built_s`: seconds that it waited for its dataset before."""
     ledger, peers = Ledger(), Peers(find_rank(), cfg.limits)
-    ledger.started(runtime.seconds_since_start())
+    ledger.started(runtime.seconds_since_start() - built_s)
     with ledger.spent("join"):
         peers.join({"config": as_json(cfg), "code": runtime.sources(cfg), "versions": runtime.versions()})
     with peers:

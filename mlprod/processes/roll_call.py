@@ -11,8 +11,9 @@ Who is called says {"mlprod": FORMAT, "index", "count", "told"} in one line of J
 import json
 import socket
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 from mlprod.compare import differences
 from mlprod.errors import ConfigError, PeerLost
@@ -26,6 +27,13 @@ LONGEST = 1 << 22  # bytes of a line
 MAY_DIFFER = ("config.dataset", "config.runtime.compile_cache")  # paths of one machine; the dataset's content is compared by id
 Told = Mapping[str, Any]
 Say = Callable[[str], None]
+
+
+class Caller(NamedTuple):
+    """A process that has called, and waits for an answer."""
+
+    line: socket.socket
+    said: dict[str, Any]
 
 
 def roll_call(rank: Rank, told: Told, limit_s: float, say: Say) -> None:
@@ -55,11 +63,11 @@ def _call(rank: Rank, told: Told, port: int, limit_s: float, say: Say) -> None:
     except OSError as error:
         told_port = f"process 0 cannot wait on port {port}: {error.strerror}"
         raise PeerLost(f"{told_port}; another run may still hold it: end that, or give another port") from error
-    there: dict[int, tuple[socket.socket, dict[str, Any]]] = {}
+    there: list[Caller] = []
     began, next_told = time.monotonic(), TOLD_EVERY_S
     with listener:
         try:
-            while missing := sorted(set(range(1, rank.count)) - there.keys()):
+            while missing := sorted(set(range(1, rank.count)) - {caller.said["index"] for caller in _alive(there)}):
                 waited = time.monotonic() - began
                 if waited > limit_s:
                     _tell(there, {"absent": missing})
@@ -68,33 +76,38 @@ def _call(rank: Rank, told: Told, port: int, limit_s: float, say: Say) -> None:
                     next_told += TOLD_EVERY_S
                     say(f"waiting for process(es) {_some(missing)} of {rank.count} ({waited:.0f} s)")
                 listener.settimeout(min(1.0, limit_s))
-                try:
-                    caller, _ = listener.accept()
-                except TimeoutError:
-                    continue
-                _take(caller, rank, there)
-            if wrong := _wrong(rank, told, {index: said for index, (_, said) in there.items()}):
+                with suppress(TimeoutError):
+                    _take(listener.accept()[0], there)
+            listener.settimeout(0.0)
+            with suppress(BlockingIOError):
+                while True:  # who else has called is one too many
+                    _take(listener.accept()[0], there)
+            if wrong := _wrong(rank, told, [caller.said for caller in there]):
                 _tell(there, {"refused": wrong})
                 raise ConfigError(wrong)
             _tell(there, {"go": True})
         finally:
-            for caller, _ in there.values():
-                caller.close()
+            for caller in there:
+                caller.line.close()
 
 
-def _take(caller: socket.socket, rank: Rank, there: dict[int, tuple[socket.socket, dict[str, Any]]]) -> None:
+def _take(line: socket.socket, there: list[Caller]) -> None:
     """Takes a caller that says who it is; any other is hung up on."""
-    caller.settimeout(CALL_S)
-    said = _line(caller)
+    line.settimeout(CALL_S)
+    said = _line(line)
     index = said.get("index")
-    if said.get("mlprod") != FORMAT or not isinstance(index, int) or index < 1:
-        caller.close()
-        return
-    if index in there and not _gone(there[index][0]):
-        said["twice"] = True
-    elif index in there:
-        there[index][0].close()
-    there[index] = caller, said
+    if said.get("mlprod") == FORMAT and isinstance(index, int) and index > 0:
+        there.append(Caller(line, said))
+    else:
+        line.close()
+
+
+def _alive(there: list[Caller]) -> list[Caller]:
+    """Forgets who has hung up, as one that was started again has; returns the others."""
+    for caller in [caller for caller in there if _gone(caller.line)]:
+        caller.line.close()
+        there.remove(caller)
+    return there
 
 
 def _gone(caller: socket.socket) -> bool:
@@ -110,14 +123,14 @@ def _gone(caller: socket.socket) -> bool:
         caller.settimeout(CALL_S)
 
 
-def _wrong(rank: Rank, told: Told, said: Mapping[int, Mapping[str, Any]]) -> str:
+def _wrong(rank: Rank, told: Told, said: Sequence[Mapping[str, Any]]) -> str:
     """Returns what is not the same everywhere, as one line; "" where all is."""
-    for index, theirs in sorted(said.items()):
-        if theirs.get("twice"):
+    numbers = [theirs["index"] for theirs in said]
+    for index, theirs in sorted(zip(numbers, said, strict=True), key=lambda pair: pair[0]):
+        if numbers.count(index) > 1:
             return f"two processes say that they are process {index}; give each its own number"
         if theirs.get("count") != rank.count:
             return f"process {index} was told of {theirs.get('count')} processes, process 0 of {rank.count}"
-    for index, theirs in sorted(said.items()):
         changed = {
             path: pair for path, pair in differences(dict(told), dict(theirs["told"])).items() if not path.startswith(MAY_DIFFER)
         }
@@ -162,12 +175,10 @@ def _some(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers[:8])) + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")
 
 
-def _tell(there: Mapping[int, tuple[socket.socket, Mapping[str, Any]]], answer: Mapping[str, Any]) -> None:
-    for caller, _ in there.values():
-        try:
-            caller.sendall(json.dumps(answer).encode() + b"\n")
-        except OSError:
-            continue  # it will call again, or is gone: the others must know all the same
+def _tell(there: Sequence[Caller], answer: Mapping[str, Any]) -> None:
+    for caller in there:
+        with suppress(OSError):  # it will call again, or is gone: the others must know all the same
+            caller.line.sendall(json.dumps(answer).encode() + b"\n")
 
 
 def _line(talk: socket.socket) -> dict[str, Any]:
