@@ -108,13 +108,13 @@ def test_two_with_one_number_are_refused_and_one_that_came_again_is_not() -> Non
     for error in errors([*calls, meeting.call(2)]):
         assert isinstance(error, ConfigError)
         assert "two processes say that they are process 1" in str(error)
-    meeting = Meeting(2)
+    meeting = Meeting(3)
     calls = [meeting.call(0)]
-    said = json.dumps({"mlprod": 1, "index": 1, "count": 2, "told": SAME}).encode() + b"\n"
+    said = json.dumps({"mlprod": 1, "index": 1, "count": 3, "told": SAME}).encode() + b"\n"
     dead = until_connected(meeting.port)
     dead.sendall(said)
     dead.close()
-    assert errors([*calls, meeting.call(1)]) == [None, None]
+    assert errors([*calls, meeting.call(1), meeting.call(2)]) == [None] * 3
 
 
 def until_connected(port: int) -> socket.socket:
