@@ -140,6 +140,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--restarts", type=_whole, default=1 << 30, help="at most; 0: only make the exit code ours (default: any)"
     )
     parser.add_argument("--deaths", type=_whole, default=3, help="in a row without a new step, then it is 1 (default: 3)")
+    parser.add_argument("--pause-s", type=float, default=1.0, help="before the first restart; doubles in vain (default: 1)")
     parser.add_argument("--grace-s", type=float, default=30.0, help="from SIGTERM until the command is killed (default: 30)")
     parser.add_argument("--silent-s", type=float, default=45.0, help="without a sign of life until it is killed (default: 45)")
 

@@ -35,7 +35,7 @@ DONE, FAILED, BAD_INPUT, AGAIN = 0, 1, 2, 75
 POLL_S = 0.2
 LATE_S = 5.0  # that a command may take to end itself after a limit of its own has passed
 STACKS_S = 3.0  # to print where its threads stand, when it is ended for that
-BACK_OFF_S = (1.0, 60.0)  # after the first death, and at most
+LONGEST_PAUSE_S = 60.0
 TAIL_BYTES = 1 << 14  # of what it printed last that is searched for a culprit
 PR_SET_PDEATHSIG = 1
 NUMBER = re.compile(r"(\d+)\s")  # of a process, at the end of its name
@@ -78,6 +78,7 @@ class Limits:
 
     restarts: int
     deaths: int  # so many ends in a row without a new step are in vain
+    pause_s: float  # before it starts the command again; twice as long after each end in vain
     silent_s: float  # without a sign of life, after which the command is ended
     grace_s: float  # from a signal that asks to stop until it is ended
 
@@ -110,8 +111,8 @@ class Supervisor:
                     what = f"{self._limits.deaths} ends in a row without a step beyond {max(furthest, 0)}"
                     self._say(f"{what}: starting again does not help; exit code {FAILED}")
                     return FAILED
-                pause = min(BACK_OFF_S[0] * 2 ** max(in_vain - 1, 0), BACK_OFF_S[1])
-                self._say(f"starting again in {pause:.0f} s (start {starts + 1})")
+                pause = min(self._limits.pause_s * 2 ** max(in_vain - 1, 0), LONGEST_PAUSE_S)
+                self._say(f"starting again in {pause:g} s (start {starts + 1})")
                 if self._asked_within(pause):
                     return AGAIN
 
