@@ -50,7 +50,10 @@ def main(options: argparse.Namespace) -> None:
     """
     if not options.command:
         raise UserError("no command to run; give one behind --: mlprod run -- python -m mlprod.train --config FILE")
-    limits = Limits(restarts=options.restarts, deaths=max(options.deaths, 1), silent_s=options.silent_s, grace_s=options.grace_s)
+    limits = Limits(
+        restarts=options.restarts, deaths=max(options.deaths, 1), pause_s=options.pause_s, silent_s=options.silent_s,
+        grace_s=options.grace_s,
+    )  # fmt: skip
     sys.exit(Supervisor(options.command, _rank(options), limits).run())
 
 
