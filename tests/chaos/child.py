@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -30,11 +31,34 @@ def command(argv: Sequence[str], output: str) -> None:
 
 
 def one_of_several(argv: Sequence[str], output: str, port: int, index: int, count: int) -> None:
-    """Runs a command line as process `index` of `count`, which meet on a port; the clock of all but the first stands still."""
+    """Runs a command line as process `index` of `count`, which meet on a port; the clock of all but the first stands still.
+
+    What row groups of the training split it reads is written down, one a line, in `OUTPUT.INDEX.reads`.
+    """
     os.environ |= Rank(index=index, count=count, coordinator=f"127.0.0.1:{port}").variables()
+    note_reads(f"{output}.{index}.reads")
     if index:
         train.time = SimpleNamespace(monotonic=lambda: 0.0)  # type: ignore[assignment] # a module's place taken by a clock
     command(argv, output)
+
+
+def note_reads(path: str) -> None:
+    """Writes down every row group of the training split that this process reads."""
+    real, opened = GroupReader.read, GroupReader.__init__
+    trained = set[int]()  # ids of the readers of that split
+
+    def open_reader(self: GroupReader, store: Any, manifest: Any, split: str) -> None:
+        opened(self, store, manifest, split)
+        if split == "train":
+            trained.add(id(self))
+
+    def read(self: GroupReader, group: int) -> dict[str, np.ndarray]:
+        if id(self) in trained:
+            with open(path, "a") as file:
+                file.write(f"{group}\n")
+        return real(self, group)
+
+    GroupReader.__init__, GroupReader.read = open_reader, read  # type: ignore[method-assign] # they are watched
 
 
 def broken_reader(argv: Sequence[str], output: str, good_reads: int, fault: str, waiting_every_s: float) -> None:
