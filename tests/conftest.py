@@ -19,6 +19,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Many tests compile the same programs: the second time they come from this run's own folder.
 COMPILED = tempfile.mkdtemp(prefix="mlprod-compiled-")
 atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
+os.environ["MLPROD_TEST_COMPILED"] = COMPILED
 jax.config.update("jax_compilation_cache_dir", COMPILED)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 

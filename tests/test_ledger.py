@@ -42,6 +42,34 @@ def test_nested_activities_are_counted_once_and_the_rest_is_told(clock):
     assert spent.line() == "time: 254.0 s = step 196.0, data 48.0, save 8.0, unattributed 2.0 (0.8%)"
 
 
+def test_who_looks_sees_what_is_being_done(clock):
+    """The innermost activity and since when; after an inner one the outer begins anew, as one does that says it gets on."""
+    spent = Ledger()
+    assert spent.now == ("", 100)
+    with spent.spent("step"):
+        clock.now += 1
+        assert spent.now == ("step", 100)
+        with spent.spent("save"):
+            assert spent.now == ("save", 101)
+            clock.now += 1
+        assert spent.now == ("step", 102)
+        clock.now += 1
+        spent.again()
+        assert spent.now == ("step", 103)
+    assert spent.now == ("", 103)
+
+
+def test_what_was_measured_elsewhere_is_counted_once(clock):
+    """A part of an activity under another name; and the time before the ledger was there, which moves its beginning."""
+    spent = Ledger()
+    spent.started(7.0)
+    with spent.spent("first step"):
+        clock.now += 10
+        spent.took("compile", 6.0)
+    assert spent.seconds == {"import": 7, "compile": 6, "first step": 4}
+    assert spent.elapsed() == 17
+
+
 def test_what_fails_is_counted_too(clock):
     spent = Ledger()
 

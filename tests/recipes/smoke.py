@@ -1,8 +1,11 @@
 """A recipe small enough for a test: 3,000 rows of a CSV that `tests/rows.py` writes, 60 steps of a two-layer MLP."""
 
+import os
+
 import pandas as pd
 
 from mlprod.config import (
+    AUTO,
     ByGroup,
     CheckpointConfig,
     Column,
@@ -13,6 +16,7 @@ from mlprod.config import (
     Label,
     LoaderConfig,
     OptimConfig,
+    RuntimeConfig,
     TrackingConfig,
     categorical,
     numeric,
@@ -56,4 +60,6 @@ def get_config() -> Config:
         eval=EvalConfig(batch=64, every=20),
         checkpoint=CheckpointConfig(every=7),
         tracking=TrackingConfig(wandb="off", progress=False),
+        # Many tests train the same programs: one folder for all of them.
+        runtime=RuntimeConfig(compile_cache=os.environ.get("MLPROD_TEST_COMPILED", AUTO)),
     )
