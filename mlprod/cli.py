@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlprod.config import Config, kept_programs
+from mlprod.config import AUTO, Config, kept_programs
 from mlprod.errors import DataError, MlprodError, UserError, nearest
 from mlprod.processes.rank import find_rank
 
@@ -227,7 +227,8 @@ def _run(verb: str, options: argparse.Namespace, overrides: Sequence[str]) -> No
     if verb == "check" and options.topology:
         _check_slice(options, overrides)
         return
-    programs = kept_programs(cfg) if verb in ("evaluate", "predict") and Path(cfg.workdir).is_dir() else ""
+    scores = verb in ("evaluate", "predict") and Path(cfg.workdir).is_dir()
+    programs = kept_programs(cfg) if scores or cfg.runtime.compile_cache != AUTO else ""  # who only looks makes no folder
     importlib.import_module("mlprod.runtime").start(cfg.runtime, programs)
     module = importlib.import_module(f"mlprod.{verb}")
     module.main(cfg, options)

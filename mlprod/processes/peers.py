@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -27,6 +29,7 @@ from mlprod.processes.rank import Rank
 from mlprod.processes.roll_call import Told, roll_call
 
 MEET_S = 60  # for JAX to meet, when all are there
+LONGEST_S = 1e6  # that the service counts to
 LEAVE_S = 30  # for JAX to part, when all have come to the end
 HEARD_S = 4.0  # that process 0, on which the service ends, waits for the others to hear why
 ASK_EVERY_S = 1.0
@@ -76,8 +79,22 @@ class Peers:
         """Waits until all processes are at the barrier `name`; raises PeerLost naming those that are not within `limit_s`."""
         if self.alone:
             return
+        came: Future[None] = Future()
+
+        def wait() -> None:
+            try:
+                came.set_result(self._client.wait_at_barrier(f"mlprod/{name}", int(1000 * min(limit_s, LONGEST_S))))
+            except JaxRuntimeError as error:
+                came.set_exception(error)
+
+        threading.Thread(target=wait, name="mlprod-meet", daemon=True).start()
+        while not came.done():
+            if failure := self.failure():  # of one that will not come
+                self.end_with(failure)
+            with suppress(TimeoutError, JaxRuntimeError):
+                came.result(ASK_EVERY_S)
         try:
-            self._client.wait_at_barrier(f"mlprod/{name}", int(1000 * limit_s))
+            came.result()
         except JaxRuntimeError as error:
             who = ", ".join(_missing_at_barrier(str(error))) or "some, which the service does not name"
             raise PeerLost(f"processes that did not come to {name!r} within {limit_s:.0f} s: {who}") from error

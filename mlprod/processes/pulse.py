@@ -5,6 +5,7 @@ Price: one write of half a kilobyte every `BEAT_S` seconds.
 """
 
 import json
+import math
 import os
 import time
 from dataclasses import asdict, dataclass
@@ -35,15 +36,18 @@ class Pulse:
 
     def beat(self, step: int, position: int, activity: str, deadline: float) -> None:
         """Says what is being done."""
-        if self._file >= 0:
-            told = Beat(step=step, position=position, activity=activity, deadline=deadline, at=time.monotonic())
-            os.pwrite(self._file, json.dumps(asdict(told)).encode().ljust(SIZE), 0)
+        self._write(Beat(step=step, position=position, activity=activity, deadline=deadline, at=time.monotonic()))
 
-    def close(self) -> None:
-        """Ends it; the last beat stays to be read."""
+    def last(self, step: int, position: int) -> None:
+        """Says that no more signs of life will come, and that none are missed."""
+        self._write(Beat(step=step, position=position, activity="the end", deadline=math.inf, at=math.inf))
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+    def _write(self, beat: Beat) -> None:
+        if self._file >= 0:
+            os.pwrite(self._file, json.dumps(asdict(beat)).encode().ljust(SIZE), 0)
 
 
 def read_beat(path: Path) -> Beat | None:

@@ -26,11 +26,6 @@ from mlprod.processes.signals import Signals
 
 STUCK = 75
 GRACE_PART = 0.95  # of the grace period, so that the process is gone when it is over
-# Which limit an activity of the ledger has. What is not named here has that of the start.
-LIMITS = {
-    "compile": "compile_s", "first step": "compile_s", "first batch": "compile_s", "data wait": "step_s", "step": "step_s",
-    "trace": "step_s", "evaluate": "evaluate_s", "save": "save_s", "end": "save_s",
-}  # fmt: skip
 DEBUGGERS = ("/bdb.py", "/pdb.py", "/pydevd.py")
 
 
@@ -51,12 +46,11 @@ class Watchdog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Ends it, with a last beat."""
+        """Ends it; what follows has limits of its own."""
         self._over.set()
         self._signals.wake()
         self._thread.join(2 * BEAT_S)
-        self._beat()
-        self._pulse.close()
+        self._pulse.last(*self._done)
 
     def done(self, step: int, position: int) -> None:
         """Tells that `step` steps are done, and the example that comes next."""
@@ -90,7 +84,7 @@ class Watchdog:
     def _beat(self) -> tuple[str, float]:
         """Gives a sign of life; returns what is being done and until when."""
         activity, since = self._ledger.now
-        deadline = since + float(getattr(self._limits, _field(activity)))
+        deadline = since + limit_of(activity, self._limits)[1]
         self._pulse.beat(*self._done, activity, deadline)
         return activity, deadline
 
@@ -98,8 +92,8 @@ class Watchdog:
         return f"{activity or 'the loop'} after step {max(self._done[0], 0)} (next example {self._done[1]:,})"
 
     def _limit(self, activity: str) -> str:
-        name = _field(activity)
-        return f"and config.limits.{name} is {getattr(self._limits, name):g}"
+        field, limit_s = limit_of(activity, self._limits)
+        return f"and config.limits.{field} is {limit_s:g}"
 
     def _end(self, why: str, *, stacks: bool = False) -> None:
         """Ends the process, to be started again."""
@@ -112,8 +106,18 @@ class Watchdog:
         os._exit(STUCK)
 
 
-def _field(activity: str) -> str:
-    return LIMITS.get(activity, "start_s")
+def limit_of(activity: str, limits: LimitsConfig) -> tuple[str, float]:
+    """Returns the limit of an activity of the ledger: its field, and seconds. What is not named here is part of the start."""
+    match activity:
+        case "data wait" | "step" | "trace":
+            return "step_s", limits.step_s
+        case "first batch" | "first step" | "compile":
+            return "compile_s", limits.compile_s
+        case "evaluate":
+            return "evaluate_s", limits.evaluate_s
+        case "save":
+            return "save_s", limits.save_s
+    return "start_s", limits.start_s
 
 
 def _stacks() -> str:
