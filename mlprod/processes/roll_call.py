@@ -149,7 +149,7 @@ def _answer(rank: Rank, told: Told, address: tuple[str, int], limit_s: float, sa
         try:
             with socket.create_connection(address, timeout=min(left, CALL_S)) as line:
                 line.sendall(said)
-                line.settimeout(left + CALL_S)  # process 0 has a limit of its own, and names who is missing
+                line.settimeout(min(left + CALL_S, 1e6))  # process 0 has a limit of its own, and names who is missing
                 answer = _line(line)
         except OSError:
             answer = {}
