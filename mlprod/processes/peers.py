@@ -127,20 +127,21 @@ class Peers:
         within(HEARD_S, lambda: self._fail(code, told))
 
     def _fail(self, code: int, told: str) -> None:
-        try:
-            said = json.dumps({"index": self.rank.index, "code": code, "told": told})
-            self._client.key_value_set(FAILED, said)
-        except JaxRuntimeError:
-            return  # another was first
-        if self.rank.index == 0:  # the service ends with this process
-            while len(self._client.key_value_dir_get(HEARD)) < self.rank.count - 1:
-                time.sleep(0.05)
+        with suppress(JaxRuntimeError):  # another was first
+            self._client.key_value_set(FAILED, json.dumps({"index": self.rank.index, "code": code, "told": told}))
+        self._have_heard()
+
+    def _have_heard(self) -> None:
+        """Says that this process knows; process 0, with which the service ends, waits until all do."""
+        self._client.key_value_set(f"{HEARD}/{self.rank.index}", "")
+        while self.rank.index == 0 and len(self._client.key_value_dir_get(HEARD)) < self.rank.count:
+            time.sleep(0.05)
 
     def end_with(self, failure: Failure) -> None:
         """Ends this process, for another has failed."""
         with self._ending:
             _say(self.rank, f"process {failure.index} ended with exit code {failure.code}, so this one ends too: {failure.told}")
-            within(HEARD_S, lambda: self._client.key_value_set(f"{HEARD}/{self.rank.index}", ""))
+            within(HEARD_S, self._have_heard)
             os._exit(failure.code)
 
     def __enter__(self) -> "Peers":

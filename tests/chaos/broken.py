@@ -41,6 +41,9 @@ def main() -> int:
     if fault == "loader":  # a read that never returns, as of a network disk
         GroupReader.read = after(60, lambda: time.sleep(3600), GroupReader.read)  # type: ignore[method-assign]
     acts = {"stuck": lambda: time.sleep(3600), "locked": hold_the_lock, "bug": bug, "out": lambda: os._exit(3)}
+    if fault.startswith("late-"):  # as what all run into, one after another
+        fault = fault.removeprefix("late-")
+        acts["bug"] = lambda: (time.sleep(1.0), bug())
     if fault in acts:
         train.Late.report = after(AT_STEP, acts[fault], train.Late.report)  # type: ignore[method-assign]
     return cli.main(argv)

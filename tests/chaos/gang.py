@@ -154,6 +154,7 @@ CASES: dict[str, Case] = {
     "process 1 holds Python's lock": Case(faults={1: "locked"}, told=("no sign of life for 15 s",)),
     "a bug in process 1": Case(faults={1: "bug"}, codes=1, told=("process 1 ended with exit code 1", "RuntimeError: a bug")),
     "a bug in process 0": Case(faults={0: "bug"}, codes=1, told=("process 0 ended with exit code 1", "RuntimeError: a bug")),
+    "a bug in both, in 1 later": Case(faults={0: "bug", 1: "late-bug"}, codes=1, told=("RuntimeError: a bug",)),
     "process 1 leaves": Case(faults={1: "out"}, codes=(75, 1), told=("process 1 gave no sign of life", "exit code 3")),
     "another config": Case(each=on(1, "--config.optim.peak_lr=0.5"), codes=2, told=("config.optim.peak_lr=0.5, not 0.01",)),
     "another dataset": Case(
