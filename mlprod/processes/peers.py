@@ -25,6 +25,7 @@ from jax.errors import JaxRuntimeError
 
 from mlprod.config import LimitsConfig
 from mlprod.errors import ConfigError, MlprodError, PeerLost, Preempted
+from mlprod.processes.pulse import JOIN, VARIABLE, Pulse
 from mlprod.processes.rank import Rank
 from mlprod.processes.roll_call import Told, roll_call
 
@@ -68,6 +69,7 @@ class Peers:
         """
         if self.alone:
             return
+        Pulse(os.environ.get(VARIABLE, "")).last(-1, 0, JOIN)
         roll_call(self.rank, told, self._limits.join_s, lambda line: _say(self.rank, line))
         jax.distributed.initialize(
             self.rank.coordinator, self.rank.count, self.rank.index, initialization_timeout=MEET_S,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 VARIABLE = "MLPROD_PULSE"  # the file's path, in the environment of what a supervisor starts
 BEAT_S = 0.5
+JOIN = "join"  # the activity of waiting for the other processes to come
 SIZE = 512
 
 
@@ -38,9 +39,9 @@ class Pulse:
         """Says what is being done."""
         self._write(Beat(step=step, position=position, activity=activity, deadline=deadline, at=time.monotonic()))
 
-    def last(self, step: int, position: int) -> None:
-        """Says that no more signs of life will come, and that none are missed."""
-        self._write(Beat(step=step, position=position, activity="the end", deadline=math.inf, at=math.inf))
+    def last(self, step: int, position: int, activity: str) -> None:
+        """Says what comes now, and that no sign of life is to be missed meanwhile: it has a limit of its own."""
+        self._write(Beat(step=step, position=position, activity=activity, deadline=math.inf, at=math.inf))
         if self._file >= 0:
             os.close(self._file)
             self._file = -1

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import FrameType
 
 from mlprod.errors import ConfigError, UserError
-from mlprod.processes.pulse import VARIABLE, Beat, read_beat
+from mlprod.processes.pulse import JOIN, VARIABLE, Beat, read_beat
 from mlprod.processes.rank import Rank, find_rank, make_rank
 
 DONE, FAILED, BAD_INPUT, AGAIN = 0, 1, 2, 75
@@ -112,6 +112,9 @@ class Supervisor:
                 in_vain, furthest = (0 if reached > furthest else in_vain + 1), max(furthest, reached)
                 if in_vain >= self._limits.deaths:
                     what = f"{self._limits.deaths} ends in a row without a step beyond {max(furthest, 0)}"
+                    if beat and beat.activity == JOIN:
+                        self._say(f"{what}, the last for want of others: exit code {AGAIN}")
+                        return AGAIN
                     self._say(f"{what}: starting again does not help; exit code {FAILED}")
                     return FAILED
                 pause = min(self._limits.pause_s * 2 ** max(in_vain - 1, 0), LONGEST_PAUSE_S)

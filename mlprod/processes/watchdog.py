@@ -50,7 +50,7 @@ class Watchdog:
         self._over.set()
         self._signals.wake()
         self._thread.join(2 * BEAT_S)
-        self._pulse.last(*self._done)
+        self._pulse.last(*self._done, "the end")
 
     def done(self, step: int, position: int) -> None:
         """Tells that `step` steps are done, and the example that comes next."""

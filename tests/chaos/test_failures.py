@@ -67,21 +67,22 @@ def test_four_processes(name: str, make_config: MakeConfig, gangs: list[Gang]) -
     assert_ends(case, gangs[0])
 
 
-def test_a_lost_process_costs_no_bits(make_config: MakeConfig, gangs: list[Gang]) -> None:
-    """One is killed, then the coordinator; the supervisors start all again, and the end has the bits of the straight run."""
+@pytest.mark.parametrize("kills", [((20, 1),), pytest.param(((10, 1), (30, 0), (45, 1)), marks=pytest.mark.chaos)])
+def test_a_lost_process_costs_no_bits(kills: tuple[tuple[int, int], ...], make_config: MakeConfig, gangs: list[Gang]) -> None:
+    """One is killed, or the coordinator; the supervisors start all again, and the end has the bits of the straight run."""
     straight = Run(make_config("straight"), DEVICES)
     assert ended(straight) == [0, 0], straight.output()
     lost = Gang(make_config("lost"), 2, options=("--pause-s", "0.1"))
     gangs.append(lost)
     lost.start()
-    for step, who in ((10, 1), (30, 0)):
+    for start, (step, who) in enumerate(kills, 2):
         lost.wait_for_step(step)
         send(signal.SIGKILL, who)(lost)
-        while f"start {2 if who else 3}" not in lost.output(1):
+        while f"start {start}" not in lost.output(1):
             time.sleep(0.05)
     assert lost.ended(time.monotonic())[0] == [0, 0], lost.output(0) + lost.output(1)
-    assert "process 1 gave no sign of life" in lost.output(0)
-    assert "is gone or does not answer" in lost.output(1)
+    told = {1: ("process 1 gave no sign of life", 0), 0: ("is gone or does not answer", 1)}
+    assert all(line in lost.output(i) for _, who in kills for line, i in [told[who]])
     assert "the same bits" in lost.output(0)
     assert_same_end(Run(lost.cfg, DEVICES), straight)
 
@@ -120,8 +121,10 @@ def test_asked_to_stop_in_a_long_call_it_ends_within_the_grace_period(make_confi
     alone = Gang(make_config(), 1, faults={0: "stuck"}, given=("--config.limits.grace_s=2",))
     gangs.append(alone)
     alone.start()
-    alone.wait_for_step(29)
-    time.sleep(0.5)
+    alone.wait_for_step(20)
+    while not Path(alone.cfg.workdir, "checkpoints", "00000028").is_dir():
+        time.sleep(0.05)
+    time.sleep(1.0)  # two steps
     began = time.monotonic()
     os.kill(alone.supervisors[0].pid, signal.SIGTERM)
     codes, seconds = alone.ended(began)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mlprod.checkpoint.saved import SavedSteps
+from mlprod.tracking import read_log
 from tests.chaos.harness import LIMIT_S, Run, assert_same_end, last_lines
 from tests.conftest import MakeConfig
 
@@ -65,6 +66,7 @@ def test_two_processes_train_as_one_does(make_config: MakeConfig) -> None:
     alone, ours = groups_read(one, 0), [groups_read(two, 0), groups_read(two, 1)]
     assert {*ours[0], *ours[1]} == {*alone}
     assert all(len(each) < 0.56 * len(alone) for each in ours), "half each, but for groups that lie on a lane's border"
+    assert [line["kind"] for line in read_log(two.workdir)].count("start") == 1, "process 0 alone writes"
     assert len(SavedSteps(two.workdir).steps()) > 2, "nobody's clock decided"
     stopped = Run(make_config("stopped"), DEVICES, given=BY_TIME)
     assert stop_at(stopped, 10, 2, asked=1) == [75, 75], stopped.output()

@@ -87,6 +87,13 @@ def test_a_command_that_gets_no_further_is_given_up(start: Start, tmp_path: Path
     assert "mlprod run: 3 ends in a row without a step beyond 11: starting again does not help; exit code 1" in told
 
 
+def test_waiting_for_others_in_vain_is_no_crash(start: Start, tmp_path: Path) -> None:
+    """The launcher may start them yet: 75."""
+    waits = f'{sys.executable} -c "import os, mlprod.processes.pulse as p; p.Pulse(os.environ[p.VARIABLE]).last(-1, 0, p.JOIN)"'
+    assert start(f"{waits}; exit 75", "--deaths", "2").wait(LIMIT_S) == 75
+    assert "2 ends in a row without a step beyond 0, the last for want of others: exit code 75" in (tmp_path / "err").read_text()
+
+
 def test_restarts_can_be_left_to_the_launcher(start: Start, tmp_path: Path) -> None:
     """The code is ours all the same."""
     assert start(COUNT + "kill -9 $$", "--restarts", "0").wait(LIMIT_S) == 75
