@@ -3,7 +3,7 @@
 Promise: a barrier has a name and a limit, and says who did not come. A process that fails says so to the others before it ends:
 they print its line and end with its exit code, instead of waiting for it in a collective and being aborted. A process that is
 alone pays for none of this.
-Price: a question a second to the first process. The door to JAX's coordination service, whose client is no public part of it.
+Price: a thread that asks process 0 once a second. The door to JAX's coordination service, whose client is no public part of it.
 """
 
 import json
@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -32,6 +31,7 @@ from mlprod.processes.roll_call import Told, roll_call
 MEET_S = 60  # for JAX to meet, when all are there
 LONGEST_S = 1e6  # that the service counts to
 LEAVE_S = 30  # for JAX to part, when all have come to the end
+MISSED_S = 15.0  # more than the heartbeat's limit, within which JAX ends who has lost a peer
 HEARD_S = 4.0  # that process 0, on which the service ends, waits for the others to hear why
 ASK_EVERY_S = 1.0
 FAILED, HEARD = "mlprod/failed", "mlprod/heard"
@@ -53,7 +53,8 @@ class Peers:
         """Nobody is met yet."""
         self.rank, self._limits = rank, limits
         self._client: Any = None
-        self._ending = threading.Lock()
+        self._parted = threading.Event()
+        self._listener = threading.Thread(target=self._listen, name="mlprod-peers", daemon=True)
 
     @property
     def alone(self) -> bool:
@@ -76,27 +77,20 @@ class Peers:
             heartbeat_timeout_seconds=int(self._limits.heartbeat_s), shutdown_timeout_seconds=LEAVE_S,
         )  # fmt: skip
         self._client = distributed.global_state.client
+        self._listener.start()
+
+    def _listen(self) -> None:
+        """Ends this process when another has said that it failed, wherever this one waits for it meanwhile."""
+        while not self._parted.wait(ASK_EVERY_S):
+            if failure := self._failure():
+                self._end_with(failure)
 
     def meet(self, name: str, limit_s: float) -> None:
         """Waits until all processes are at the barrier `name`; raises PeerLost naming those that are not within `limit_s`."""
         if self.alone:
             return
-        came: Future[None] = Future()
-
-        def wait() -> None:
-            try:
-                came.set_result(self._client.wait_at_barrier(f"mlprod/{name}", int(1000 * min(limit_s, LONGEST_S))))
-            except JaxRuntimeError as error:
-                came.set_exception(error)
-
-        threading.Thread(target=wait, name="mlprod-meet", daemon=True).start()
-        while not came.done():
-            if failure := self.failure():  # of one that will not come
-                self.end_with(failure)
-            with suppress(TimeoutError, JaxRuntimeError):
-                came.result(ASK_EVERY_S)
         try:
-            came.result()
+            self._client.wait_at_barrier(f"mlprod/{name}", int(1000 * min(limit_s, LONGEST_S)))
         except JaxRuntimeError as error:
             who = ", ".join(_missing_at_barrier(str(error))) or "some, which the service does not name"
             raise PeerLost(f"processes that did not come to {name!r} within {limit_s:.0f} s: {who}") from error
@@ -112,21 +106,17 @@ class Peers:
             if theirs != found[0]:
                 raise ConfigError(f"process {index} has {what} {theirs}, process 0 has {found[0]}; give all the same")
 
-    def failure(self) -> Failure | None:
-        """Returns how another process ended, where one did and said so."""
-        if self.alone:
-            return None
+    def _failure(self) -> Failure | None:
         try:
             found = Failure(**json.loads(self._client.key_value_try_get(FAILED)))
         except JaxRuntimeError:  # there is no such key, or the service is gone: then JAX ends this process itself
             return None
         return found if found.index != self.rank.index else None
 
-    def fail(self, code: int, told: str) -> None:
-        """Tells the others that this process ends, and why; the first to say so is heard. Takes a few seconds at most."""
-        if self.alone:
-            return
-        within(HEARD_S, lambda: self._fail(code, told))
+    def fail(self, code: int, told: str, limit_s: float = HEARD_S) -> None:
+        """Tells the others that this process ends, and why; the first to say so is heard. Takes `limit_s` at most."""
+        if not self.alone:
+            within(limit_s, lambda: self._fail(code, told))
 
     def _fail(self, code: int, told: str) -> None:
         with suppress(JaxRuntimeError):  # another was first
@@ -139,12 +129,10 @@ class Peers:
         while self.rank.index == 0 and len(self._client.key_value_dir_get(HEARD)) < self.rank.count:
             time.sleep(0.05)
 
-    def end_with(self, failure: Failure) -> None:
-        """Ends this process, for another has failed."""
-        with self._ending:
-            _say(self.rank, f"process {failure.index} ended with exit code {failure.code}, so this one ends too: {failure.told}")
-            within(HEARD_S, self._have_heard)
-            os._exit(failure.code)
+    def _end_with(self, failure: Failure) -> None:
+        _say(self.rank, f"process {failure.index} ended with exit code {failure.code}, so this one ends too: {failure.told}")
+        within(HEARD_S, self._have_heard)
+        os._exit(failure.code)
 
     def __enter__(self) -> "Peers":
         """Nothing more."""
@@ -156,20 +144,15 @@ class Peers:
             return
         if error is None or isinstance(error, Preempted):
             self.meet("end", self._limits.save_s)
+            self._parted.set()
+            self._listener.join()
             jax.distributed.shutdown()
             return
         if any(isinstance(each, JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(each) for each in _causes(error)):
-            self._wait_for_the_culprit()
+            # A collective fails where a peer is gone: that one may say why, or its missed beats end this process too.
+            time.sleep(self._limits.heartbeat_s + MISSED_S)
         line = str(error) if isinstance(error, MlprodError) else f"{type(error).__name__}: {error}"
         self.fail(error.exit_code if isinstance(error, MlprodError) else 1, " ".join(line.split())[:500])
-
-    def _wait_for_the_culprit(self) -> None:
-        """A collective fails where a peer is gone: another process may say why, or the missed beats of it end this one."""
-        deadline = time.monotonic() + self._limits.heartbeat_s + MEET_S / 4
-        while time.monotonic() < deadline:
-            if failure := self.failure():
-                self.end_with(failure)
-            time.sleep(ASK_EVERY_S / 2)
 
 
 def within(seconds: float, act: Callable[[], Any]) -> None:

@@ -20,12 +20,13 @@ from types import TracebackType
 
 from mlprod.config import LimitsConfig
 from mlprod.ledger import Ledger
-from mlprod.processes.peers import ASK_EVERY_S, Peers
+from mlprod.processes.peers import HEARD_S, Peers
 from mlprod.processes.pulse import BEAT_S, VARIABLE, Pulse
 from mlprod.processes.signals import Signals
 
 STUCK = 75
 GRACE_PART = 0.95  # of the grace period, so that the process is gone when it is over
+HURRY_S = 1.0  # to tell the others, where the grace period is at its end
 DEBUGGERS = ("/bdb.py", "/pdb.py", "/pydevd.py")
 
 
@@ -61,7 +62,7 @@ class Watchdog:
         self._saved = step
 
     def _run(self) -> None:
-        asked_at, next_ask = float("inf"), 0.0
+        asked_at = float("inf")
         while not self._over.is_set():
             select.select([self._signals.arrived], [], [], BEAT_S)
             if self._signals.asked_to_stop():
@@ -74,12 +75,9 @@ class Watchdog:
                 )
             if now > asked_at + GRACE_PART * self._limits.grace_s:
                 self._end(
-                    f"asked to stop {self._limits.grace_s:.0f} s ago (config.limits.grace_s), still in {self._at(activity)}"
+                    f"asked to stop {self._limits.grace_s:.0f} s ago (config.limits.grace_s), still in {self._at(activity)}",
+                    limit_s=HURRY_S,
                 )
-            if now > next_ask:
-                next_ask = now + ASK_EVERY_S
-                if failure := self._peers.failure():
-                    self._peers.end_with(failure)
 
     def _beat(self) -> tuple[str, float]:
         """Gives a sign of life; returns what is being done and until when."""
@@ -95,14 +93,14 @@ class Watchdog:
         field, limit_s = limit_of(activity, self._limits)
         return f"and config.limits.{field} is {limit_s:g}"
 
-    def _end(self, why: str, *, stacks: bool = False) -> None:
-        """Ends the process, to be started again."""
+    def _end(self, why: str, *, stacks: bool = False, limit_s: float = HEARD_S) -> None:
+        """Ends the process, to be started again; `limit_s`: that telling the others may take."""
         rank = self._peers.rank
         who = "" if self._peers.alone else f"process {rank.index} of {rank.count}: "
         kept = f"step {self._saved} was the last to be saved" if self._saved >= 0 else "nothing was saved by this start"
         told = f"mlprod: {who}{why}; {kept}, the same command goes on from there\n"
         os.write(2, ((_stacks() if stacks else "") + told).encode())
-        self._peers.fail(STUCK, why)
+        self._peers.fail(STUCK, why, limit_s)
         os._exit(STUCK)
 
 
