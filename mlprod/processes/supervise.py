@@ -135,7 +135,7 @@ class Supervisor:
                 env={**os.environ, **variables, VARIABLE: str(pulse)},
                 stderr=theirs,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
             )
         except OSError as error:
             os.close(ours)
@@ -282,7 +282,7 @@ def _killed_for_memory() -> int:
     return 0
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Asks Linux to stop this process (SIGTERM) when its parent is gone, however that went."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from mlprod.config import Config
+from mlprod.processes.supervise import end_with_parent
 from mlprod.tracking import read_log
 from tests.conftest import COMPILED, RECIPE
 
@@ -62,7 +63,7 @@ class Gang:
             command = (sys.executable, "-m", *program)
             with open(self.output_file(i), "ab") as output:
                 words = [str(Path(sys.executable).parent / "mlprod"), "run", *rank, *self.options, "--", *command, *argv, *more]
-                self.supervisors.append(subprocess.Popen(words, stdout=output, stderr=output, start_new_session=True))
+                self.supervisors.append(subprocess.Popen(words, stdout=output, stderr=output, preexec_fn=end_with_parent))
 
     def output_file(self, i: int) -> Path:
         """Where process `i` and its supervisor print."""

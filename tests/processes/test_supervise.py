@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from mlprod.processes.rank import Rank
-from mlprod.processes.supervise import lost_process
+from mlprod.processes.supervise import end_with_parent, lost_process
 
 MLPROD = str(Path(sys.executable).parent / "mlprod")
 LIMIT_S = 20.0
@@ -28,7 +28,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     def run(script: str, *options: str) -> "subprocess.Popen[bytes]":
         with open(tmp_path / "out", "ab") as out, open(tmp_path / "err", "ab") as err:
             words = [MLPROD, "run", "--pause-s", "0.1", *options, "--", "sh", "-c", script]
-            started.append(subprocess.Popen(words, stdout=out, stderr=err, cwd=tmp_path, start_new_session=True))
+            started.append(subprocess.Popen(words, stdout=out, stderr=err, cwd=tmp_path, preexec_fn=end_with_parent))
         return started[-1]
 
     yield run
