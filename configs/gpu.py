@@ -10,8 +10,8 @@ from mlprod.config import Config, MeshConfig, RuntimeConfig
 
 
 def get_config() -> Config:
-    """Returns the recipe for GPUs; compiled programs are kept for the next start."""
+    """Returns the recipe for GPUs."""
     cfg = recipe()
     cfg.mesh = MeshConfig(data=-1, layout="fsdp")
-    cfg.runtime = RuntimeConfig(platform="cuda", compile_cache="runs/compiled")
+    cfg.runtime = RuntimeConfig(platform="cuda")
     return cfg

@@ -11,8 +11,8 @@ from mlprod.config import Config, MeshConfig, RuntimeConfig
 
 
 def get_config() -> Config:
-    """Returns the recipe for one slice; compiled programs are kept for the next start."""
+    """Returns the recipe for one slice."""
     cfg = recipe()
     cfg.mesh = MeshConfig(fsdp=(-1,))
-    cfg.runtime = RuntimeConfig(platform="tpu", compile_cache="runs/compiled")
+    cfg.runtime = RuntimeConfig(platform="tpu")
     return cfg

@@ -29,9 +29,12 @@ import jax
 import psutil
 
 from mlprod import __version__
+from mlprod.compare import as_json
 from mlprod.config import AUTO, Config, RuntimeConfig
 from mlprod.cores import num_cores
 from mlprod.errors import ConfigError, WorkdirError
+from mlprod.processes.peers import Peers
+from mlprod.processes.rank import find_rank
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pyarrow")
 _DETERMINISTIC = ("--xla_gpu_deterministic_ops=true",)
@@ -112,6 +115,18 @@ def code() -> dict[str, str]:
     except (OSError, subprocess.TimeoutExpired):
         return {"mlprod": __version__, "commit": ""}
     return {"mlprod": __version__, "commit": done.stdout.strip()}
+
+
+def join(cfg: Config) -> Peers:
+    """Returns the other processes of the run, met and found to have been given the same; there may be none.
+
+    Raises:
+        ConfigError: one was given something else, or the launcher's variables contradict each other.
+        PeerLost: one did not come.
+    """
+    peers = Peers(cfg.limits, find_rank())
+    peers.join({"config": as_json(cfg), "code": sources(cfg), "versions": versions()})
+    return peers
 
 
 def versions() -> dict[str, str]:

@@ -23,7 +23,6 @@ from mlprod.attempts import Attempts
 from mlprod.bad_numbers import RollBack, Watch, finite, joined
 from mlprod.checkpoint.run_state import RunState
 from mlprod.checkpoint.store import Store
-from mlprod.compare import as_json
 from mlprod.compilations import Compilations, Watched
 from mlprod.config import Config, kept_programs
 from mlprod.console import ProgressLine
@@ -38,7 +37,6 @@ from mlprod.parallel.ahead import Ahead
 from mlprod.parallel.place import Rows, fetch, placed_ahead
 from mlprod.plan import Plan, make_plan, score_of, update_of
 from mlprod.processes.peers import Peers
-from mlprod.processes.rank import Rank, find_rank
 from mlprod.processes.signals import Signals
 from mlprod.processes.watchdog import Watchdog
 from mlprod.resume import roll_back, start
@@ -63,7 +61,7 @@ def train(cfg: Config, devices: Sequence[jax.Device], ledger: Ledger | None = No
         Preempted: asked to stop; the state is saved.
         MlprodError: the run failed.
     """
-    ledger, peers = ledger or Ledger(), peers or Peers(Rank(), cfg.limits)
+    ledger, peers = ledger or Ledger(), peers or Peers(cfg.limits)
     with Signals() as signals, Watchdog(cfg.limits, ledger, signals, peers) as watchdog, Compilations(ledger) as compiled:
         with ledger.spent("plan"):
             cfg = _fast(cfg) if cfg.fast_dev_run else cfg
@@ -303,10 +301,10 @@ def _fast(cfg: Config) -> Config:
 
 def main(cfg: Config, built_s: float = 0.0) -> None:
     """The verb `train`, on this process and the others of the run; `built_s`: seconds that it waited for its dataset before."""
-    ledger, peers = Ledger(), Peers(find_rank(), cfg.limits)
+    ledger = Ledger()
     ledger.started(runtime.seconds_since_start() - built_s)
     with ledger.spent("join"):
-        peers.join({"config": as_json(cfg), "code": runtime.sources(cfg), "versions": runtime.versions()})
+        peers = runtime.join(cfg)
     with peers:
         with ledger.spent("devices"):
             runtime.start(cfg.runtime, kept_programs(cfg))

@@ -39,8 +39,8 @@ def commands(page: Path) -> Iterator[list[str]]:
 def verb_of(words: Sequence[str]) -> list[str] | None:
     """Returns what `cli.run` is given for a command line; None where it is no verb of mlprod's."""
     words = [word for word in words if not re.fullmatch(r"[A-Z_]+=\S+", word)]
-    if words[0].startswith("launch/"):
-        words = words[1:]
+    if words[0].startswith("launch/") or words[:2] == ["mlprod", "run"]:  # what they start
+        words = words[next(i for i, word in enumerate(words) if i and word in ("python", "mlprod")) :]
     if words[0] == "mlprod":
         return words[1:]
     if words[:2] == ["python", "-m"] and words[2].startswith("mlprod.") and words[2] != "mlprod.etl.demo":

@@ -49,9 +49,9 @@ class Failure:
 class Peers:
     """The other processes of the run. A context manager around all that they do together."""
 
-    def __init__(self, rank: Rank, limits: LimitsConfig) -> None:
-        """Nobody is met yet."""
-        self.rank, self._limits = rank, limits
+    def __init__(self, limits: LimitsConfig, rank: Rank | None = None) -> None:
+        """Nobody is met yet; `rank`: of this process, None where it is alone."""
+        self.rank, self._limits = rank or Rank(), limits
         self._client: Any = None
         self._parted = threading.Event()
         self._listener = threading.Thread(target=self._listen, name="mlprod-peers", daemon=True)

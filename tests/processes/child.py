@@ -13,7 +13,7 @@ from mlprod.processes.rank import Rank
 
 def met(index: int, count: int, port: int, limits: LimitsConfig) -> Peers:
     """Returns the others, who have come."""
-    peers = Peers(Rank(index=index, count=count, coordinator=f"127.0.0.1:{port}"), limits)
+    peers = Peers(limits, Rank(index=index, count=count, coordinator=f"127.0.0.1:{port}"))
     peers.join({})
     return peers
 

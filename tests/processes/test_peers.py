@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.chaos.gang import free_port
 from tests.chaos.harness import CONTEXT
 from tests.processes import child
@@ -32,6 +34,7 @@ def test_what_all_must_have_is_compared(tmp_path: Path) -> None:
     assert said == ["process 2 has colour red, process 0 has blue; give all the same"] * 3
 
 
+@pytest.mark.smoke
 def test_when_one_fails_all_end(tmp_path: Path) -> None:
     """With its exit code and its line, though they wait for it at a barrier for longer."""
     codes, said, printed = three("fail", tmp_path)
