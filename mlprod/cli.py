@@ -248,6 +248,8 @@ def run(argv: Sequence[str]) -> int:
         cut = words.index("--") if argv[0] == "run" and "--" in words else len(words)
         options, overrides = parser.parse_known_args(words[:cut])
         options.command = words[cut + 1 :]
+        if argv[0] == "run" and overrides and not overrides[0].startswith("--"):
+            parser.error(f"the command stands behind --, as in: mlprod run -- {' '.join(overrides)}")
         if argv[0] in WITHOUT_CONFIG and overrides:
             parser.error(f"there is no option {overrides[0]}")
         for word in overrides:

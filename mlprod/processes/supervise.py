@@ -128,7 +128,7 @@ class Supervisor:
         variables = self._rank.variables() if self._rank.count > 1 else {}
         ours, theirs = pty.openpty() if sys.stderr.isatty() else os.pipe()
         if os.isatty(theirs):
-            _as_wide(theirs)
+            _like_ours(theirs)
         try:
             self._child = subprocess.Popen(
                 self._command,
@@ -288,7 +288,10 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _as_wide(terminal: int) -> None:
-    """Gives a terminal the size of ours."""
-    with suppress(OSError):
+def _like_ours(terminal: int) -> None:
+    """Gives a terminal the size of ours; lines are ended by ours alone."""
+    with suppress(OSError, termios.error):
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, fcntl.ioctl(2, termios.TIOCGWINSZ, bytes(8)))
+        modes = termios.tcgetattr(terminal)
+        modes[1] &= ~termios.OPOST
+        termios.tcsetattr(terminal, termios.TCSANOW, modes)

@@ -10,6 +10,7 @@ What holds Python's lock inside a library, or was stopped from outside, stops th
 no more sign of life (`pulse.py`).
 """
 
+import math
 import os
 import select
 import sys
@@ -62,22 +63,19 @@ class Watchdog:
         self._saved = step
 
     def _run(self) -> None:
-        asked_at = float("inf")
+        grace_ends = math.inf
         while not self._over.is_set():
-            select.select([self._signals.arrived], [], [], BEAT_S)
+            select.select([self._signals.arrived], [], [], max(0.0, min(BEAT_S, grace_ends - time.monotonic())))
             if self._signals.asked_to_stop():
-                asked_at = min(asked_at, time.monotonic())
+                grace_ends = min(grace_ends, time.monotonic() + GRACE_PART * self._limits.grace_s)
             activity, deadline = self._beat()
             now = time.monotonic()
             if now > deadline and not _debugged():
-                self._end(
-                    f"{self._at(activity)} has taken {now - self._ledger.now[1]:.0f} s, {self._limit(activity)}", stacks=True
-                )
-            if now > asked_at + GRACE_PART * self._limits.grace_s:
-                self._end(
-                    f"asked to stop {self._limits.grace_s:.0f} s ago (config.limits.grace_s), still in {self._at(activity)}",
-                    limit_s=HURRY_S,
-                )
+                took = f"has taken {now - self._ledger.now[1]:.0f} s, {self._limit(activity)}"
+                self._end(f"{self._at(activity)} {took}", stacks=True)
+            if now > grace_ends:
+                asked = f"asked to stop {self._limits.grace_s:.0f} s ago (config.limits.grace_s)"
+                self._end(f"{asked}, still in {self._at(activity)}", limit_s=HURRY_S)
 
     def _beat(self) -> tuple[str, float]:
         """Gives a sign of life; returns what is being done and until when."""

@@ -208,7 +208,8 @@ def test_the_rank_is_passed_on(start: Start, tmp_path: Path) -> None:
     "words, told",
     [
         ([], "no command to run; give one behind --"),
-        (["true"], "there is no option true"),
+        (["true", "x"], "the command stands behind --, as in: mlprod run -- true x"),
+        (["--true", "--", "x"], "there is no option --true"),
         (["--", "/no/such/program"], "'/no/such/program' cannot be started: No such file or directory"),
         (["--num-processes", "2", "--", "true"], "--process-id and --coordinator must be given beside the others"),
         (["--num-processes", "2", "--process-id", "2", "--coordinator", "h:1", "--", "true"], "the flags: process '2' of '2'"),
