@@ -3,8 +3,8 @@
 Promise: devices, caches and flags are set before the first computation; a folder has one living trainer.
 
 Compiled programs are kept in the run's own folder, unless the config says otherwise: all processes of a run see it, a run that
-goes on takes the very programs it began with, and nothing of another config, machine or library is ever looked at: JAX's key of
-a program holds its flags and versions, not the CPU that it was compiled on.
+goes on takes the very programs it began with, and nothing of another config is ever looked at. JAX's key of a program holds its
+flags, the versions and the instructions that a CPU has, so that a folder which is moved to another machine does no harm.
 """
 
 import faulthandler
