@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from mlprod.attempts import read_attempts
 from mlprod.compilations import Compilations, Watched
 from mlprod.config import AUTO, kept_programs
 from mlprod.ledger import Ledger
+from mlprod.tracing import Tracer
 from mlprod.tracking import read_log
 from mlprod.train import train
 from tests.conftest import RECIPE, MakeConfig
@@ -132,6 +134,22 @@ def test_the_second_start_compiles_nothing(make_config: MakeConfig) -> None:
     for line in (first, second):
         assert {"import", "join", "devices", "plan", "restore", "first batch", "compile", "first step"} <= line["seconds"].keys()
         assert line["elapsed"] - sum(line["seconds"].values()) < 0.02 * line["elapsed"]
+
+
+def test_a_trace_is_five_steps_long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From the step before which it was asked for; one that is asked for meanwhile comes after it; the end of a run ends it."""
+    seen: list[str] = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: seen.append(f"start {folder.name}"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: seen.append("stop"))
+    signals = SimpleNamespace(trace=False)
+    tracer = Tracer(tmp_path, signals, Ledger(), lambda line: None)  # type: ignore[arg-type] # all that it looks at
+    for step in range(1, 16):
+        signals.trace = signals.trace or step in (3, 5, 14)
+        tracer.before(step)
+        seen.append(str(step))
+    tracer.end()
+    tracer.end()
+    assert " ".join(seen) == "1 2 start 00000003 3 4 5 6 7 stop start 00000008 8 9 10 11 12 stop 13 start 00000014 14 15 stop"
 
 
 def test_a_signal_traces_the_next_steps(make_config: MakeConfig, capfd: pytest.CaptureFixture[str]) -> None:

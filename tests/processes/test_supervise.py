@@ -128,6 +128,26 @@ def test_a_second_sigterm_kills_at_once(start: Start, tmp_path: Path) -> None:
     assert "it was ended by SIGKILL when asked to stop: exit code 75" in (tmp_path / "err").read_text()
 
 
+def test_a_process_of_ours_takes_a_second_signal_for_the_first(start: Start, tmp_path: Path) -> None:
+    """As where a launcher signals every process of a job, and the supervisor passes the signal on: it saves all the same."""
+    saves = "import time; time.sleep(0.5); print('saved')"
+    program = f"""from mlprod.processes.signals import Signals
+with Signals() as asked:
+    print("up", flush=True)
+    while not asked.stop:
+        pass
+    {saves}"""
+    (tmp_path / "program.py").write_text(program)
+    process = start(f"exec {sys.executable} program.py", "--restarts", "0")
+    until(lambda: "up" in (tmp_path / "out").read_text())
+    child = psutil.Process(process.pid).children()[0]
+    for _ in range(2):
+        child.terminate()
+        time.sleep(0.1)
+    assert process.wait(LIMIT_S) == 0
+    assert "saved" in (tmp_path / "out").read_text()
+
+
 def test_the_grace_period_ends(start: Start, tmp_path: Path) -> None:
     """What does not end by itself within it is killed."""
     process = start("trap '' TERM ABRT; echo up; while :; do sleep 0.05; done", "--grace-s", "0.5")
