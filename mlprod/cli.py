@@ -143,6 +143,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pause-s", type=float, default=1.0, help="before the first restart; doubles in vain (default: 1)")
     parser.add_argument("--grace-s", type=float, default=30.0, help="from SIGTERM until the command is killed (default: 30)")
     parser.add_argument("--silent-s", type=float, default=45.0, help="without a sign of life until it is killed (default: 45)")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="behind --")
 
 
 def _help() -> str:
@@ -244,12 +245,7 @@ def run(argv: Sequence[str]) -> int:
         if argv[0] not in VERBS:
             raise UserError(f"there is no verb {argv[0]!r}{nearest(argv[0], VERBS)}")
         parser = _parser(argv[0])
-        words = list(argv[1:])
-        cut = words.index("--") if argv[0] == "run" and "--" in words else len(words)
-        options, overrides = parser.parse_known_args(words[:cut])
-        options.command = words[cut + 1 :]
-        if argv[0] == "run" and overrides and not overrides[0].startswith("--"):
-            parser.error(f"the command stands behind --, as in: mlprod run -- {' '.join(overrides)}")
+        options, overrides = parser.parse_known_args(list(argv[1:]))
         if argv[0] in WITHOUT_CONFIG and overrides:
             parser.error(f"there is no option {overrides[0]}")
         for word in overrides:

@@ -437,12 +437,12 @@ class TrackingConfig:
 class LimitsConfig:
     """How long each part of a run may take; then the process ends with 75, to be started again. inf: for ever."""
 
-    join_s: float = knob(300.0, "the other processes, to come", unit="seconds", low=0.0)
-    start_s: float = knob(1800.0, "plan, state or restore, trackers", unit="seconds", low=0.0)
-    compile_s: float = knob(3600.0, "the first batch; the first step with its compilation", unit="seconds", low=0.0)
-    step_s: float = knob(600.0, "a step; its batch", unit="seconds", low=0.0)
-    evaluate_s: float = knob(1800.0, "a batch of an evaluation; the first with its compilation", unit="seconds", low=0.0)
-    save_s: float = knob(1800.0, "a save, as far as the loop waits for it; the end of the run", unit="seconds", low=0.0)
+    join_s: float = knob(300.0, "the other processes, to come", unit="seconds", low=1.0)
+    start_s: float = knob(1800.0, "plan, state or restore, trackers", unit="seconds", low=1.0)
+    compile_s: float = knob(3600.0, "the first batch; the first step with its compilation", unit="seconds", low=1.0)
+    step_s: float = knob(600.0, "a step; its batch", unit="seconds", low=1.0)
+    evaluate_s: float = knob(1800.0, "a batch of an evaluation; the first with its compilation", unit="seconds", low=1.0)
+    save_s: float = knob(1800.0, "a save, as far as the loop waits for it; the end of the run", unit="seconds", low=1.0)
     grace_s: float = knob(
         30.0, "from SIGTERM to the end of the process, with a save where there is time", unit="seconds", low=0.0
     )

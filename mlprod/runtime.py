@@ -125,7 +125,8 @@ def join(cfg: Config) -> Peers:
         PeerLost: one did not come.
     """
     peers = Peers(cfg.limits, find_rank())
-    peers.join({"config": as_json(cfg), "code": sources(cfg), "versions": versions()})
+    if not peers.alone:
+        peers.join({"config": as_json(cfg), "code": sources(cfg), "versions": versions()})
     return peers
 
 

@@ -29,14 +29,20 @@ class Tracer:
             self.end()
         if self._signals.trace and self._until < 0:
             self._signals.trace, self._until = False, step + STEPS
-            with self._ledger.spent("trace"):
-                jax.profiler.start_trace(self._folder / f"{step:08d}")
+            self._do(lambda: jax.profiler.start_trace(self._folder / f"{step:08d}" / f"process-{jax.process_index()}"))
             self._say(f"tracing steps {step} to {self._until - 1}")
 
     def end(self) -> None:
         """Ends a trace under way."""
         if self._until >= 0:
             self._until = -1
-            with self._ledger.spent("trace"):
-                jax.profiler.stop_trace()
+            self._do(jax.profiler.stop_trace)
             self._say(f"traced into {self._folder}")
+
+    def _do(self, act: Callable[[], None]) -> None:
+        """Calls the profiler, whose failure is told and ends nothing but the trace."""
+        with self._ledger.spent("trace"):
+            try:
+                act()
+            except (RuntimeError, OSError) as error:
+                self._say(f"the profiler fails: {error}")

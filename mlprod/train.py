@@ -37,8 +37,7 @@ from mlprod.parallel.ahead import Ahead
 from mlprod.parallel.place import Rows, fetch, placed_ahead
 from mlprod.plan import Plan, make_plan, score_of, update_of
 from mlprod.processes.peers import Peers
-from mlprod.processes.signals import Signals
-from mlprod.processes.watchdog import Watchdog
+from mlprod.processes.watchdog import Watchdog, watched
 from mlprod.resume import roll_back, start
 from mlprod.state import TrainState
 from mlprod.step import Score, Words, gradient_paths, unpack
@@ -49,30 +48,31 @@ FAST_STEPS = 3
 LOOK_EVERY_S, LOOK_AT_MOST = 0.1, 64  # how late a step's numbers are looked at, and after how many steps
 
 
-def train(cfg: Config, devices: Sequence[jax.Device], ledger: Ledger | None = None, peers: Peers | None = None) -> TrainState:
+def train(cfg: Config, devices: Sequence[jax.Device], watchdog: Watchdog | None = None) -> TrainState:
     """Trains from the newest checkpoint, or from scratch, to the last step; returns the final state.
 
     Args:
-        ledger: that has counted what came before; None: a new one.
-        peers: the other processes, already met; None: this one is alone.
+        watchdog: that watches this process already, with what its ledger has counted and the other processes; None: it is alone.
 
     Raises:
         UserError: anything wrong with config, dataset, mesh or workdir, before the first step.
         Preempted: asked to stop; the state is saved.
         MlprodError: the run failed.
     """
-    ledger, peers = ledger or Ledger(), peers or Peers(cfg.limits)
-    with Signals() as signals, Watchdog(cfg.limits, ledger, signals, peers) as watchdog, Compilations(ledger) as compiled:
-        with ledger.spent("plan"):
+    if watchdog is None:
+        with watched(cfg.limits, Ledger(), Peers(cfg.limits)) as watchdog:
+            return train(cfg, devices, watchdog)
+    with Compilations(watchdog.ledger) as compiled:
+        with watchdog.ledger.spent("plan"):
             cfg = _fast(cfg) if cfg.fast_dev_run else cfg
             plan = make_plan(cfg, devices)
-            peers.check_same("dataset_id", plan.manifest.dataset_id)
-        return _run(plan, ledger, compiled, signals, watchdog)
+            watchdog.peers.check_same("dataset_id", plan.manifest.dataset_id)
+        return _run(plan, compiled, watchdog)
 
 
-def _run(plan: Plan, ledger: Ledger, compiled: Compilations, signals: Signals, watchdog: Watchdog) -> TrainState:
+def _run(plan: Plan, compiled: Compilations, watchdog: Watchdog) -> TrainState:
     """Trains as planned."""
-    cfg, workdir = plan.cfg, Path(plan.cfg.workdir)
+    cfg, workdir, ledger = plan.cfg, Path(plan.cfg.workdir), watchdog.ledger
     with runtime.hold(workdir), Store(workdir, cfg.checkpoint) as store:
         state, run = start(plan, store, ledger)
         ledger.earlier = dict(run.ledger)
@@ -84,7 +84,7 @@ def _run(plan: Plan, ledger: Ledger, compiled: Compilations, signals: Signals, w
         )
         with trackers as tracker, line:
             tracker.log(Record(kind="start", step=run.step, position=run.next_example, values={}))
-            beside = Beside(ledger, compiled, signals, watchdog, Tracer(workdir, signals, ledger, line.say))
+            beside = Beside(watchdog, compiled, Tracer(workdir, watchdog.signals, ledger, line.say))
             done, rollbacks = None, 0
             while done is None:
                 try:
@@ -103,10 +103,8 @@ def _run(plan: Plan, ledger: Ledger, compiled: Compilations, signals: Signals, w
 class Beside:
     """What goes on beside the loop."""
 
-    ledger: Ledger
-    compiled: Compilations
-    signals: Signals
     watchdog: Watchdog
+    compiled: Compilations
     tracer: Tracer
 
 
@@ -123,10 +121,10 @@ def _loop(
     store: Store,
     tracker: Trackers,
     line: ProgressLine,
-    beside: "Beside",
+    beside: Beside,
 ) -> TrainState:
     """Takes the steps that are left. The order of what happens between two steps is what makes a resume exact."""
-    cfg, ledger, signals = plan.cfg, beside.ledger, beside.signals
+    cfg, ledger, signals = plan.cfg, beside.watchdog.ledger, beside.watchdog.signals
     update = Watched(update_of(plan), beside.compiled, runtime.compile_cache(), line.say)
     score = score_of(plan)
     watch = Watch(cfg.bad_numbers, gradient_paths(plan.abstract), plan.order.global_batch)
@@ -305,10 +303,10 @@ def main(cfg: Config, built_s: float = 0.0) -> None:
     ledger.started(runtime.seconds_since_start() - built_s)
     with ledger.spent("join"):
         peers = runtime.join(cfg)
-    with peers:
+    with peers, watched(cfg.limits, ledger, peers) as watchdog:
         with ledger.spent("devices"):
             runtime.start(cfg.runtime, kept_programs(cfg))
-        train(cfg, jax.devices(), ledger, peers)
+        train(cfg, jax.devices(), watchdog)
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def test_the_second_start_compiles_nothing(make_config: MakeConfig) -> None:
 def test_a_trace_is_five_steps_long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """From the step before which it was asked for; one that is asked for meanwhile comes after it; the end of a run ends it."""
     seen: list[str] = []
-    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: seen.append(f"start {folder.name}"))
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: seen.append(f"start {folder.parent.name}"))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: seen.append("stop"))
     signals = SimpleNamespace(trace=False)
     tracer = Tracer(tmp_path, signals, Ledger(), lambda line: None)  # type: ignore[arg-type] # all that it looks at

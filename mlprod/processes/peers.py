@@ -9,7 +9,6 @@ Price: a thread that asks process 0 once a second. The door to JAX's coordinatio
 import json
 import os
 import re
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -62,14 +61,15 @@ class Peers:
         return self.rank.count == 1
 
     def join(self, told: Told) -> None:
-        """Waits for all processes and starts JAX on them; `told`: what must be equal on all, see `roll_call`.
+        """Waits for all processes, of which there are several, and starts JAX on them.
+
+        Args:
+            told: what must be equal on all, see `roll_call`.
 
         Raises:
             PeerLost: one did not come.
             ConfigError: one was given something else.
         """
-        if self.alone:
-            return
         Pulse(os.environ.get(VARIABLE, "")).last(-1, 0, JOIN)
         roll_call(self.rank, told, self._limits.join_s, lambda line: _say(self.rank, line))
         jax.distributed.initialize(
@@ -184,4 +184,4 @@ def _causes(error: BaseException | None) -> list[BaseException]:
 
 
 def _say(rank: Rank, line: str) -> None:
-    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"mlprod: process {rank.index} of {rank.count}: {line}\n".encode())
+    os.write(2, f"mlprod: process {rank.index} of {rank.count}: {line}\n".encode())

@@ -11,10 +11,11 @@ takes there, a SLURM job's on one that follows from its number.
 
 import os
 import re
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 
 from mlprod.errors import ConfigError
@@ -53,7 +54,7 @@ def find_rank(env: Environment = os.environ, metadata: Metadata | None = None) -
         if rank := found(env):
             return rank
     if metadata is None and has_tpu():
-        metadata = lambda key: _asked(env, key)  # noqa: E731
+        metadata = partial(_asked, env)
     return (metadata and _tpu_vm(env, metadata)) or _torchrun(env) or Rank()
 
 
@@ -146,5 +147,5 @@ def _asked(env: Environment, key: str) -> str:
     try:
         with urllib.request.urlopen(request, timeout=METADATA_S) as answer:
             return str(answer.read().decode())
-    except (urllib.error.URLError, TimeoutError, UnicodeDecodeError):
+    except (OSError, HTTPException, UnicodeDecodeError):  # urllib's own errors are OSErrors
         return ""

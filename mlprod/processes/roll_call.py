@@ -96,7 +96,7 @@ def _take(line: socket.socket, there: list[Caller]) -> None:
     line.settimeout(CALL_S)
     said = _line(line)
     index = said.get("index")
-    if said.get("mlprod") == FORMAT and isinstance(index, int) and index > 0:
+    if said.get("mlprod") == FORMAT and isinstance(index, int) and index > 0 and isinstance(said.get("told"), dict):
         there.append(Caller(line, said))
     else:
         line.close()
@@ -132,7 +132,7 @@ def _wrong(rank: Rank, told: Told, said: Sequence[Mapping[str, Any]]) -> str:
         if theirs.get("count") != rank.count:
             return f"process {index} was told of {theirs.get('count')} processes, process 0 of {rank.count}"
         changed = {
-            path: pair for path, pair in differences(dict(told), dict(theirs["told"])).items() if not path.startswith(MAY_DIFFER)
+            path: pair for path, pair in differences(dict(told), theirs["told"]).items() if not path.startswith(MAY_DIFFER)
         }
         if changed:
             listed = ", ".join(f"{path}={new!r}, not {old!r}" for path, (old, new) in list(changed.items())[:3])

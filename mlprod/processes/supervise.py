@@ -48,13 +48,16 @@ def main(options: argparse.Namespace) -> None:
     Raises:
         UserError: there is no command, or the rank contradicts itself.
     """
-    if not options.command:
+    mark, *command = options.command or ["--"]
+    if mark != "--":
+        raise UserError(f"the command stands behind --, as in: mlprod run -- {' '.join(options.command)}")
+    if not command:
         raise UserError("no command to run; give one behind --: mlprod run -- python -m mlprod.train --config FILE")
     limits = Limits(
         restarts=options.restarts, deaths=max(options.deaths, 1), pause_s=options.pause_s, silent_s=options.silent_s,
         grace_s=options.grace_s,
     )  # fmt: skip
-    sys.exit(Supervisor(options.command, _rank(options), limits).run())
+    sys.exit(Supervisor(command, _rank(options), limits).run())
 
 
 def _rank(options: argparse.Namespace) -> Rank:
@@ -205,7 +208,7 @@ class Supervisor:
         if not number:
             return End(
                 code=code if code in (DONE, BAD_INPUT, AGAIN) else FAILED,
-                why="" if code in (0, 1, 2, 75) else f"it ended with exit code {code}",
+                why="" if code in (DONE, FAILED, BAD_INPUT, AGAIN) else f"it ended with exit code {code}",
             )
         if self._asked:
             return End(code=AGAIN, why=f"it was ended by {_name(number)} when asked to stop")

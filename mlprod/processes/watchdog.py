@@ -17,6 +17,8 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from mlprod.config import LimitsConfig
@@ -35,8 +37,8 @@ class Watchdog:
     """Watches one run. A context manager around it."""
 
     def __init__(self, limits: LimitsConfig, ledger: Ledger, signals: Signals, peers: Peers) -> None:
-        """Nothing is watched before the block."""
-        self._limits, self._ledger, self._signals, self._peers = limits, ledger, signals, peers
+        """Nothing is watched before the block; `ledger`: says what is being done; `signals`: what was asked of the process."""
+        self._limits, self.ledger, self.signals, self.peers = limits, ledger, signals, peers
         self._done, self._saved = (-1, 0), -1
         self._over = threading.Event()
         self._pulse = Pulse(os.environ.get(VARIABLE, ""))
@@ -50,7 +52,7 @@ class Watchdog:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Ends it; what follows has limits of its own."""
         self._over.set()
-        self._signals.wake()
+        self.signals.wake()
         self._thread.join(2 * BEAT_S)
         self._pulse.last(*self._done, "the end")
 
@@ -65,13 +67,13 @@ class Watchdog:
     def _run(self) -> None:
         grace_ends = math.inf
         while not self._over.is_set():
-            select.select([self._signals.arrived], [], [], max(0.0, min(BEAT_S, grace_ends - time.monotonic())))
-            if self._signals.asked_to_stop():
+            select.select([self.signals.arrived], [], [], max(0.0, min(BEAT_S, grace_ends - time.monotonic())))
+            if self.signals.asked_to_stop():
                 grace_ends = min(grace_ends, time.monotonic() + GRACE_PART * self._limits.grace_s)
             activity, deadline = self._beat()
             now = time.monotonic()
             if now > deadline and not _debugged():
-                took = f"has taken {now - self._ledger.now[1]:.0f} s, {self._limit(activity)}"
+                took = f"has taken {now - self.ledger.now[1]:.0f} s, {self._limit(activity)}"
                 self._end(f"{self._at(activity)} {took}", stacks=True)
             if now > grace_ends:
                 asked = f"asked to stop {self._limits.grace_s:.0f} s ago (config.limits.grace_s)"
@@ -79,7 +81,7 @@ class Watchdog:
 
     def _beat(self) -> tuple[str, float]:
         """Gives a sign of life; returns what is being done and until when."""
-        activity, since = self._ledger.now
+        activity, since = self.ledger.now
         deadline = since + limit_of(activity, self._limits)[1]
         self._pulse.beat(*self._done, activity, deadline)
         return activity, deadline
@@ -93,13 +95,20 @@ class Watchdog:
 
     def _end(self, why: str, *, stacks: bool = False, limit_s: float = HEARD_S) -> None:
         """Ends the process, to be started again; `limit_s`: that telling the others may take."""
-        rank = self._peers.rank
-        who = "" if self._peers.alone else f"process {rank.index} of {rank.count}: "
-        kept = f"step {self._saved} was the last to be saved" if self._saved >= 0 else "nothing was saved by this start"
+        rank = self.peers.rank
+        who = "" if self.peers.alone else f"process {rank.index} of {rank.count}: "
+        kept = f"the last save that began is of step {self._saved}" if self._saved >= 0 else "nothing was saved by this start"
         told = f"mlprod: {who}{why}; {kept}, the same command goes on from there\n"
         os.write(2, ((_stacks() if stacks else "") + told).encode())
-        self._peers.fail(STUCK, why, limit_s)
+        self.peers.fail(STUCK, why, limit_s)
         os._exit(STUCK)
+
+
+@contextmanager
+def watched(limits: LimitsConfig, ledger: Ledger, peers: Peers) -> Iterator[Watchdog]:
+    """Watches what is done in the block, and listens to signals, in the main thread."""
+    with Signals() as signals, Watchdog(limits, ledger, signals, peers) as watchdog:
+        yield watchdog
 
 
 def limit_of(activity: str, limits: LimitsConfig) -> tuple[str, float]:
@@ -107,7 +116,7 @@ def limit_of(activity: str, limits: LimitsConfig) -> tuple[str, float]:
     match activity:
         case "data wait" | "step" | "trace":
             return "step_s", limits.step_s
-        case "first batch" | "first step" | "compile":
+        case "first batch" | "first step":
             return "compile_s", limits.compile_s
         case "evaluate":
             return "evaluate_s", limits.evaluate_s

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any
 
-from mlprod import cli, train
+from mlprod import cli, runtime, train
 from mlprod.data.reader import GroupReader
 
 AT_STEP = 30
@@ -39,13 +39,15 @@ def main() -> int:
     """Installs the fault and trains."""
     fault, *argv = sys.argv[1:]
     if fault == "loader":  # a read that never returns, as of a network disk
-        GroupReader.read = after(60, lambda: time.sleep(3600), GroupReader.read)  # type: ignore[method-assign]
+        GroupReader.read = after(60, lambda: time.sleep(3600), GroupReader.read)  # type: ignore[method-assign] # the fault
+    if fault == "devices":  # a driver that does not answer
+        runtime.start = after(0, lambda: time.sleep(3600), runtime.start)
     acts = {"stuck": lambda: time.sleep(3600), "locked": hold_the_lock, "bug": bug, "out": lambda: os._exit(3)}
     if fault.startswith("late-"):  # as what all run into, one after another
         fault = fault.removeprefix("late-")
         acts["bug"] = lambda: (time.sleep(1.0), bug())
     if fault in acts:
-        train.Late.report = after(AT_STEP, acts[fault], train.Late.report)  # type: ignore[method-assign]
+        train.Late.report = after(AT_STEP, acts[fault], train.Late.report)  # type: ignore[method-assign] # the fault
     return cli.main(argv)
 
 

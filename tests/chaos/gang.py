@@ -131,6 +131,7 @@ class Case:
     harm: Harm | None = None  # when some steps are done
     faults: Mapping[int, str] = field(default_factory=dict)
     each: Sequence[Sequence[str]] = ()
+    given: Sequence[str] = ()  # overrides of all
     codes: int | tuple[int, ...] = 75  # of all
     within_s: float = 60.0  # of the harm, or of the start
     told: tuple[str, ...] = ()  # by some process each
@@ -150,7 +151,13 @@ CASES: dict[str, Case] = {
     "SIGTERM to supervisor 1": Case(tell(signal.SIGTERM, 1), within_s=10, told=("which is saved",)),
     "SIGTERM to all supervisors": Case(tell(signal.SIGTERM, 0, 1), within_s=10, told=("which is saved",)),
     "two SIGTERMs to supervisor 1": Case(lambda gang: twice(gang, 1), told=("SIGKILL when asked to stop",)),
+    "a read that hangs in process 1, in training": Case(
+        faults={1: "loader"}, given=("--config.eval.every=0",), told=("data wait after step", "config.limits.step_s is 12")
+    ),
     "a read that hangs in process 1": Case(faults={1: "loader"}, told=("has taken 12 s, and config.limits.", "s for data of")),
+    "process 1 does not get its devices": Case(
+        faults={1: "devices"}, given=("--config.limits.start_s=10",), told=("process 1 of 2: devices after step 0",)
+    ),
     "process 1 is stuck in its step": Case(faults={1: "stuck"}, told=("and config.limits.step_s is 12",)),
     "process 1 holds Python's lock": Case(faults={1: "locked"}, told=("no sign of life for 15 s",)),
     "a bug in process 1": Case(faults={1: "bug"}, codes=1, told=("process 1 ended with exit code 1", "RuntimeError: a bug")),

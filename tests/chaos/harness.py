@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import random
 import signal
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from mlprod.plan import make_plan
 from mlprod.state import flatten
 from mlprod.tracking import read_log
 from tests.chaos.child import broken_reader, command, one_of_several
+from tests.chaos.gang import free_port
 from tests.conftest import COMPILED, RECIPE
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -58,8 +58,7 @@ class Run:
 
     def start_several(self, count: int, *more: str) -> list[Any]:
         """Starts the processes of the run, which train together; each has the run's devices."""
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         return [self._start(one_of_several, more, port, index, count) for index in range(count)]
 
     def output(self) -> str:

@@ -53,7 +53,7 @@ def assert_ends(case: Case, gang: Gang) -> None:
 def test_two_processes(name: str, make_config: MakeConfig, gangs: list[Gang]) -> None:
     """Both are down in time, with the code of the table in the README."""
     case = CASES[name]
-    gangs.append(Gang(make_config(), 2, given=("--config.steps=1000000",), faults=case.faults, each=case.each))
+    gangs.append(Gang(make_config(), 2, given=("--config.steps=1000000", *case.given), faults=case.faults, each=case.each))
     assert_ends(case, gangs[0])
 
 
@@ -63,7 +63,7 @@ def test_four_processes(name: str, make_config: MakeConfig, gangs: list[Gang]) -
     """All four are, also those that nothing has happened to."""
     case = CASES[name]
     each = [*case.each, (), ()] if case.each else ()
-    gangs.append(Gang(make_config(), 4, given=("--config.steps=1000000",), faults=case.faults, each=each))
+    gangs.append(Gang(make_config(), 4, given=("--config.steps=1000000", *case.given), faults=case.faults, each=each))
     assert_ends(case, gangs[0])
 
 
@@ -112,7 +112,8 @@ def test_a_run_of_one_process_is_watched_too(make_config: MakeConfig, gangs: lis
     assert "thread MainThread:" in told
     assert "thread mlprod-ahead:" in told
     assert "broken.py" in told, "where the main thread stands"
-    assert "mlprod: step after step 30 (next example 1,920) has taken 2 s, and config.limits.step_s is 2; step 28 was" in told
+    assert "mlprod: step after step 30 (next example 1,920) has taken 2 s, and config.limits.step_s is 2; " in told
+    assert "the last save that began is of step 28, the same command goes on from there" in told
     assert Path(alone.cfg.workdir, "checkpoints", "00000028").is_dir()
 
 

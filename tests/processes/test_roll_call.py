@@ -130,7 +130,16 @@ def until_connected(port: int) -> socket.socket:
 
 @pytest.mark.parametrize(
     "line",
-    [b"GET / HTTP/1.1\r\n\r\n\n", b"[]\n", b"\xff\xfe\n", b'{"mlprod": 1, "index": "1"}\n', b'{"mlprod": 1, "index": -1}\n', b""],
+    [
+        b"GET / HTTP/1.1\r\n\r\n\n",
+        b"[]\n",
+        b"\xff\xfe\n",
+        b'{"mlprod": 1, "index": "1"}\n',
+        b'{"mlprod": 1, "index": -1}\n',
+        b'{"mlprod": 1, "index": 1}\n',
+        b'{"mlprod": 1, "index": 1, "told": "all"}\n',
+        b"",
+    ],
 )
 def test_strangers_are_hung_up_on(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """A port scanner, another program, one that says nothing: the run meets all the same."""
