@@ -28,21 +28,25 @@ class Tracer:
         if step == self._until:
             self.end()
         if self._signals.trace and self._until < 0:
-            self._signals.trace, self._until = False, step + STEPS
-            self._do(lambda: jax.profiler.start_trace(self._folder / f"{step:08d}" / f"process-{jax.process_index()}"))
-            self._say(f"tracing steps {step} to {self._until - 1}")
+            self._signals.trace = False
+            folder = self._folder / f"{step:08d}" / f"process-{jax.process_index()}"
+            if self._done(lambda: jax.profiler.start_trace(folder)):
+                self._until = step + STEPS
+                self._say(f"tracing steps {step} to {self._until - 1}")
 
     def end(self) -> None:
         """Ends a trace under way."""
         if self._until >= 0:
             self._until = -1
-            self._do(jax.profiler.stop_trace)
-            self._say(f"traced into {self._folder}")
+            if self._done(jax.profiler.stop_trace):
+                self._say(f"traced into {self._folder}")
 
-    def _do(self, act: Callable[[], None]) -> None:
-        """Calls the profiler, whose failure is told and ends nothing but the trace."""
+    def _done(self, act: Callable[[], None]) -> bool:
+        """Whether the profiler did it; its failure is told, and the run goes on."""
         with self._ledger.spent("trace"):
             try:
                 act()
             except (RuntimeError, OSError) as error:
                 self._say(f"the profiler fails: {error}")
+                return False
+        return True

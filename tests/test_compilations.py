@@ -152,6 +152,20 @@ def test_a_trace_is_five_steps_long(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert " ".join(seen) == "1 2 start 00000003 3 4 5 6 7 stop start 00000008 8 9 10 11 12 stop 13 start 00000014 14 15 stop"
 
 
+def test_a_profiler_that_is_busy_is_left_alone(tmp_path: Path) -> None:
+    """One that traces already says so, is not ended, and the run goes on."""
+    said: list[str] = []
+    tracer = Tracer(tmp_path / "ours", SimpleNamespace(trace=True), Ledger(), said.append)  # type: ignore[arg-type] # as above
+    jax.profiler.start_trace(tmp_path / "theirs")
+    for step in range(1, 10):
+        tracer.before(step)
+    tracer.end()
+    jax.profiler.stop_trace()
+    assert len(said) == 1
+    assert said[0].startswith("the profiler fails: ")
+    assert list((tmp_path / "theirs").rglob("*.xplane.pb"))
+
+
 def test_a_signal_traces_the_next_steps(make_config: MakeConfig, capfd: pytest.CaptureFixture[str]) -> None:
     """The trace is there, the run goes on, and its bits are those of a run that was not asked."""
     cfg, plain = make_config("traced", steps=30, tracking={"progress": True}), make_config("plain", steps=30)
