@@ -438,7 +438,7 @@ class LimitsConfig:
     """How long each part of a run may take; then the process ends with 75, to be started again. inf: for ever."""
 
     join_s: float = knob(300.0, "the other processes, to come", unit="seconds", low=1.0)
-    start_s: float = knob(1800.0, "plan, state or restore, trackers", unit="seconds", low=1.0)
+    start_s: float = knob(1800.0, "devices, plan, state or restore, trackers", unit="seconds", low=1.0)
     compile_s: float = knob(3600.0, "the first batch; the first step with its compilation", unit="seconds", low=1.0)
     step_s: float = knob(600.0, "a step; its batch", unit="seconds", low=1.0)
     evaluate_s: float = knob(1800.0, "a batch of an evaluation; the first with its compilation", unit="seconds", low=1.0)
