@@ -60,7 +60,11 @@ class Column:
         choices=ROLES,
     )
     kind: str = knob("numeric", "how a feature enters the model", rule=DATA, choices=("numeric", "categorical"))
-    missing: str = knob("fill", "`fill`: median or the missing slot; `refuse`: an error", rule=DATA, choices=("fill", "refuse"))
+    missing: str = knob(
+        "fill", "`fill`: the training median, or the missing slot; `mean`: of the training rows; `constant`: see `constant`; "
+        "`drop`: the row is left out; `refuse`: an error", rule=DATA, choices=("fill", "mean", "constant", "drop", "refuse"),
+    )  # fmt: skip
+    constant: float = knob(0.0, "missing=`constant`: what a number that is missing becomes", rule=DATA, low=-3e38, high=3e38)
     min_count: int = knob(1, "a rarer category is the unknown slot", unit="training rows", rule=DATA, low=1)
     derived: bool = knob(False, "made by `transform`, not extracted", rule=DATA)
     sensitive: bool = knob(False, "its values never appear in an error or report", rule=DATA)
@@ -249,6 +253,65 @@ class ByColumn:
     test: tuple[str, ...] = knob((), "its values of test rows, as text", rule=DATA)
 
 
+@dataclass(kw_only=True, slots=True)
+class RowRule:
+    """What rows must be. Missing values break only `NotNull`."""
+
+    otherwise: str = knob(
+        "refuse", "of a row that breaks it: end the build, leave it out, or also write it down", rule=DATA,
+        choices=("refuse", "drop", "quarantine"),
+    )  # fmt: skip
+    most: float = knob(1.0, "share of the rows that may break it; more end the build", rule=DATA, low=0.0, high=1.0)
+
+
+@dataclass(kw_only=True, slots=True)
+class ColumnRule(RowRule):
+    """What the values of one column must be."""
+
+    column: str = knob(doc="of the rows, derived or the label's", rule=DATA)
+
+
+@dataclass(kw_only=True, slots=True)
+class Within(ColumnRule):
+    """low <= value <= high, of a number or a time."""
+
+    low: str = knob("", "least value, such as 0 or 2024-01-01; '' for none", rule=DATA)
+    high: str = knob("", "greatest value; '' for none", rule=DATA)
+
+
+@dataclass(kw_only=True, slots=True)
+class OneOf(ColumnRule):
+    """The value, of a string, int64 or bool, is one of some."""
+
+    values: tuple[str, ...] = knob(doc="as text; of a bool 1 and 0", rule=DATA)
+
+
+@dataclass(kw_only=True, slots=True)
+class NotNull(ColumnRule):
+    """There is a value."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Matches(ColumnRule):
+    """The whole text matches a regular expression."""
+
+    pattern: str = knob(doc="as RE2 has them: no look-around, no back references", rule=DATA)
+
+
+@dataclass(kw_only=True, slots=True)
+class Holds(RowRule):
+    """An expression of a row's own values is true, such as "arrival > departure or cancelled"."""
+
+    expression: str = knob(doc="of columns, as pandas.DataFrame.eval takes it", rule=DATA)
+
+
+@dataclass(kw_only=True, slots=True)
+class UniqueKey(RowRule):
+    """No two different rows have one key (`etl.key`); where some have, all of them break it, for none is known to be right."""
+
+
+AnyRule = Within | OneOf | NotNull | Matches | Holds | UniqueKey
+
 Hook = Callable[[Any], Any]
 
 
@@ -271,6 +334,8 @@ class EtlConfig:
         "refuse", "ragged rows and values of another type: end the build, or leave them out; `quarantine` also writes them down",
         rule=DATA, choices=("refuse", "drop", "quarantine"),
     )  # fmt: skip
+    most_bad: float = knob(1.0, "share of the rows that may be bad; more end the build", rule=DATA, low=0.0, high=1.0)
+    rules: tuple[AnyRule, ...] = knob((), "that rows with a label must keep to", rule=DATA)
     dedup: str = knob(
         "exact", "`exact`: equal rows, key included, are kept once; `key`: one row of each key", rule=DATA,
         choices=("none", "exact", "key"),

@@ -21,7 +21,7 @@ from mlprod import __version__
 from mlprod.checkpoint.run_state import RunState
 from mlprod.config import Config, CsvSource, EtlConfig, JsonLinesSource, ParquetSource, SqlSource, TextSource
 from mlprod.errors import ConfigError, DataError, WorkdirError
-from mlprod.etl import sources
+from mlprod.etl import rules, sources
 from mlprod.etl.derive import derive
 from mlprod.etl.extract import renamed, source_columns
 from mlprod.etl.infer import with_types
@@ -78,12 +78,14 @@ def typed_rows(etl: EtlConfig, chunk: Loose, lookups: list[LookupTable]) -> tupl
     rows = derive(etl, rows)
     told: list[str | None] = [reasons.get(i) for i in range(rows.num_rows)]
     for column in etl.columns:
-        if column.missing == "refuse":
+        if column.missing in ("refuse", "drop"):
             for i in np.flatnonzero(np.asarray(pc.is_null(rows[column.name]))):
                 told[i] = told[i] or f"column {column.name!r} is missing"
         if column.role == "feature" and column.kind == "numeric":
             for i in np.flatnonzero(beyond_float32(rows[column.name])):
                 told[i] = told[i] or f"column {column.name!r} is beyond float32"
+    for broken, (_, why) in rules.applied(etl, rows, rules.told_by_values(etl, label=False)).items():
+        told[broken] = told[broken] or why
     return rows, told
 
 

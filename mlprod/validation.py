@@ -19,14 +19,19 @@ from mlprod.config import (
     ByHash,
     ByTime,
     Column,
+    ColumnRule,
     Config,
     CsvSource,
     Equals,
     EtlConfig,
+    Matches,
     NextToken,
+    OneOf,
     SqlSource,
     TextSource,
     TokenizerFile,
+    UniqueKey,
+    Within,
     walk,
 )
 from mlprod.errors import ConfigError, nearest
@@ -231,6 +236,10 @@ def _validate_column(column: Column) -> None:
         raise ConfigError(f"{where} must not hold '/' or '.', nor be one of {', '.join(RESERVED)}")
     if column.role == "feature" and column.kind == "numeric" and column.type in ("string", "timestamp"):
         raise ConfigError(f"{where} is {column.type}; a numeric feature must be int64, float64 or bool")
+    if column.missing in ("mean", "constant") and not (column.role == "feature" and column.kind == "numeric"):
+        raise ConfigError(f"{where} has missing={column.missing!r}, which is for numeric features; leave it at 'fill'")
+    if column.constant and column.missing != "constant":
+        raise ConfigError(f"{where} has constant={column.constant:g} and missing={column.missing!r}; set missing='constant'")
     if column.role == "feature" and column.kind == "categorical" and column.type in ("float64", "timestamp"):
         raise ConfigError(f"{where} is {column.type}; a categorical must be string, int64 or bool")
 
@@ -266,10 +275,35 @@ def _validate_roles(etl: EtlConfig) -> None:
     label = etl.label.column
     _validate_label(etl)
     _validate_tokens(etl)
+    _validate_rules(etl)
     if label in (*from_source, *names):
         raise ConfigError(f"config.etl.label.column={label!r} is also in config.etl.columns; the label must not be a feature")
     if not isinstance(etl.label, NextToken) and not any(column.role == "feature" for column in etl.columns):
         raise ConfigError("config.etl.columns has no column with role 'feature'")
+
+
+def _validate_rules(etl: EtlConfig) -> None:
+    """Rules about columns that are there, of types that they can be about."""
+    types = {c.name: c.type for c in etl.columns} | {etl.label.column: AUTO}
+    allowed = {Matches: ("string",), OneOf: ("string", "int64", "bool"), Within: ("int64", "float64", "timestamp")}
+    for i, rule in enumerate(etl.rules):
+        where = f"config.etl.rules[{i}]"
+        if isinstance(rule, ColumnRule):
+            name, kinds = rule.column, allowed.get(type(rule), STORAGE_TYPES)
+            if name not in types:
+                raise ConfigError(f"{where}.column={name!r} is not in config.etl.columns{nearest(name, list(types))}")
+            if types[name] not in (*kinds, AUTO):
+                told = f"{type(rule).__name__} is for columns of {', '.join(kinds)}"
+                raise ConfigError(f"{where}: {name!r} is {types[name]}; {told}")
+        if isinstance(rule, Within) and not (rule.low or rule.high):
+            raise ConfigError(f"{where}: Within(column={rule.column!r}) has neither low nor high; set one, or leave the rule out")
+        if isinstance(rule, UniqueKey) and (not etl.key or etl.dedup != "exact"):
+            raise ConfigError(f"{where}: UniqueKey() needs config.etl.key and dedup='exact': 'key' keeps one of each")
+        if isinstance(rule, Matches):
+            try:
+                re.compile(rule.pattern)
+            except re.error as error:
+                raise ConfigError(f"{where}.pattern={rule.pattern!r} is no regular expression: {error}") from error
 
 
 def _validate_label(etl: EtlConfig) -> None:

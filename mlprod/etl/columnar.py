@@ -140,7 +140,7 @@ def typed(part: RowGroup, columns: Sequence[Column], chunk_rows: int) -> Iterato
 
 def _as_python(path: str, first: int, batch: pa.RecordBatch) -> Loose:
     columns = {name: objects(array) for name, array in zip(batch.schema.names, batch.columns, strict=True)}
-    return Loose(columns, batch.num_rows, partial(_row_of_file, path, first), {})
+    return Loose(columns, batch.num_rows, partial(row_of_file, path, first), {})
 
 
 def objects(array: pa.Array) -> list[Any]:
@@ -151,7 +151,8 @@ def objects(array: pa.Array) -> list[Any]:
     return values
 
 
-def _row_of_file(path: str, first: int, i: int) -> str:
+def row_of_file(path: str, first: int, i: int) -> str:
+    """Returns where row i stands behind the `first` rows of a file."""
     return f"{path} row {first + i + 1}"
 
 

@@ -105,6 +105,13 @@ def _line_of_file(path: str, start: int, lines: Sequence[int], i: int) -> str:
     return f"{shown(path)} line {_lines_before(path, start) + lines[i]}"
 
 
+def csv_place(path: str, delimiter: str, start: int, stop: int, i: int) -> str:
+    """Returns where record i of the bytes [start, stop) of a UTF-8 file stands; see `csv_chunks`."""
+    with closing(_csv_rows(path, delimiter, start, stop)) as rows:
+        line, _ = next(islice(rows, i if start else i + 1, None))
+    return _line_of_file(path, start, [line], 0)
+
+
 def csv_places(path: str, delimiter: str, names: Sequence[str], encoding: str = "utf-8") -> tuple[list[str], list[int]]:
     """Returns the header of a CSV file and where the columns `names` stand in it."""
     with closing(_csv_rows(path, delimiter, encoding=encoding)) as rows:

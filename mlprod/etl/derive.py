@@ -4,14 +4,14 @@ Promise: the hook sees neither the label nor which rows are beside a row: it is 
 when the two differ. Frames have pandas' nullable dtypes, so an integer with nulls stays an integer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlprod.config import EtlConfig, no_transform
+from mlprod.config import EtlConfig, Holds, no_transform
 from mlprod.errors import DataError
 from mlprod.etl.schema import ARROW, combined, require, without_nan
 
@@ -24,12 +24,17 @@ _NULLABLE = {
 }
 
 
+def as_frame(rows: pa.Table) -> pd.DataFrame:
+    """Returns rows as a frame of pandas' nullable dtypes."""
+    frame: pd.DataFrame = rows.to_pandas(types_mapper=_NULLABLE.get)
+    return frame
+
+
 def _run(etl: EtlConfig, rows: pa.Table) -> pa.Table:
     """Returns the derived columns of `rows`, in their declared types."""
     inputs = [c.name for c in etl.columns if not c.derived]
-    frame = rows.select(inputs).to_pandas(types_mapper=_NULLABLE.get)
     try:
-        made = etl.transform(frame)
+        made = etl.transform(as_frame(rows.select(inputs)))
     except Exception as error:  # the user's code: whatever it raises is theirs to read
         raise DataError(f"config.etl.transform={etl.transform.__name__} failed: {type(error).__name__}: {error}") from error
     if not isinstance(made, pd.DataFrame) or len(made) != rows.num_rows:
@@ -88,9 +93,13 @@ def check_row_wise(etl: EtlConfig, sample: pa.Table) -> None:
             )
 
 
-def check_hook(etl: EtlConfig, chunks: Iterable[pa.Table]) -> None:
-    """Raises DataError when the hook is not row-wise on the first `SAMPLE_ROWS` labelled rows, however they are cut."""
-    if etl.transform is no_transform:
+def check_hook(etl: EtlConfig, chunks: Iterable[pa.Table], check_rules: Callable[[pa.Table], None]) -> None:
+    """Raises DataError when the hook is not row-wise on the first `SAMPLE_ROWS` labelled rows, however they are cut.
+
+    Args:
+        check_rules: does so for rules, of these rows with what is derived.
+    """
+    if etl.transform is no_transform and not any(isinstance(rule, Holds) for rule in etl.rules):
         return
     gathered, missing = list[pa.Table](), SAMPLE_ROWS
     for rows in chunks:
@@ -100,4 +109,6 @@ def check_hook(etl: EtlConfig, chunks: Iterable[pa.Table]) -> None:
         if not missing:
             break
     if gathered:
-        check_row_wise(etl, pa.concat_tables(gathered))
+        sample = pa.concat_tables(gathered)
+        check_row_wise(etl, sample)
+        check_rules(derive(etl, sample))

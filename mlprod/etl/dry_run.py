@@ -4,6 +4,7 @@ Promise: nothing is written; values of sensitive columns are not shown. What is 
 Price: rows further on may hold what these do not.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
@@ -18,7 +19,7 @@ from rich.text import Text
 
 from mlprod.config import AUTO, AnyLabel, Classes, Column, Config, EtlConfig, NextToken, Number, SqlSource
 from mlprod.errors import DataError
-from mlprod.etl import infer, sources, tokenize
+from mlprod.etl import infer, rules, sources, tokenize
 from mlprod.etl.derive import check_row_wise, derive
 from mlprod.etl.extract import renamed, source_columns
 from mlprod.etl.label import described, label_column, said
@@ -63,6 +64,7 @@ def look(etl: EtlConfig) -> Look:
     labelled = rows.filter(pc.is_valid(rows[etl.label.column]))
     if labelled.num_rows:
         check_row_wise(etl, labelled)
+        rules.check_expressions(etl, derive(etl, labelled))
     unused = [name for name in sources.column_names(etl.source) if name not in names]
     return Look(etl, derive(etl, rows), bad, chunk, unused)
 
@@ -96,6 +98,9 @@ def main(cfg: Config) -> None:
             f"{seen.bad[first]}",
             markup=False, soft_wrap=True,
         )  # fmt: skip
+    broken = rules.applied(etl, labelled := rows.filter(pc.is_valid(rows[etl.label.column])), rules.told_by_values(etl))
+    for words, count in Counter(rules.words(rule) for rule, _ in broken.values()).items():
+        console.print(f"  {count:,} of {labelled.num_rows:,} break a rule: {words}", markup=False, soft_wrap=True)
     if any(c.type == AUTO for c in cfg.etl.columns):
         console.print("  types marked * are of these rows; the build looks at every value")
     if seen.unused:

@@ -6,12 +6,13 @@ Price: every row is held once, a chunk at a time, and written to disk once.
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial, singledispatch
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -19,8 +20,8 @@ from mlprod import manifest
 from mlprod.config import AnyLabel, Column, EtlConfig, NextToken
 from mlprod.cores import num_cores
 from mlprod.errors import DataError
-from mlprod.etl import bad_rows, report, sources, spill, split
-from mlprod.etl.bad_rows import Bad, sorted_out
+from mlprod.etl import bad_rows, report, rules, sources, spill, split
+from mlprod.etl.bad_rows import Bad, Sorted, as_it_is, sorted_out
 from mlprod.etl.derive import check_hook, derive
 from mlprod.etl.files import Copies
 from mlprod.etl.identity import Identity, rows_bytes
@@ -101,15 +102,31 @@ class Reading:
             for part in parts:
                 yield from sources.read(self.source, part, self.columns, self.chunk_rows)
 
-    def rows(self, etl: EtlConfig, parts: Sequence[Any]) -> Iterator[tuple[pa.Table, list[Bad]]]:
+    def rows(self, etl: EtlConfig, parts: Sequence[Any]) -> Iterator[Sorted]:
         """Yields the rows of parts in their declared types, with what the lookups add; and those that are not of them."""
         with self.copies.told():
-            for chunk in self.chunks(parts):
-                rows, bad = sorted_out(etl, self.columns, chunk) if isinstance(chunk, Loose) else (chunk, [])
-                rows = renamed(etl, rows)
-                for lookup in self.lookups:
-                    rows = lookup.join(rows)
-                yield rows, [row | {"where": self.copies.original(row["where"])} for row in bad]
+            for part in parts:
+                before = 0
+                for chunk in sources.read(self.source, part, self.columns, self.chunk_rows):
+                    some = self._sorted(etl, part, before, chunk)
+                    before += some.num_rows
+                    yield some
+
+    def _sorted(self, etl: EtlConfig, part: Any, before: int, chunk: pa.Table | Loose) -> Sorted:
+        """Returns the rows of a chunk, which stands behind `before` rows of its part."""
+        loose = isinstance(chunk, Loose)
+        found = sorted_out(etl, self.columns, chunk) if loose else as_it_is(chunk, partial(self._place, part, before))
+        rows = renamed(etl, found.rows)
+        for lookup in self.lookups:
+            rows = lookup.join(rows)
+        where = partial(self._original, found.where)
+        return Sorted(rows, found.at, where, {i: row | {"where": where(i)} for i, row in found.bad.items()})
+
+    def _place(self, part: Any, before: int, i: int) -> str:
+        return sources.place(self.source, part, before + i)
+
+    def _original(self, where: Callable[[int], str], i: int) -> str:
+        return self.copies.original(where(i))
 
 
 @singledispatch
@@ -153,13 +170,17 @@ class Extracted:
 
     counts: report.Counts
     index: spill.Index
-    bad_rows: Sequence[Path]  # files of them
+    bad_rows: Sequence[Path]  # files of those that are written down
+
+    def with_counts(self, more: report.Counts, bad_rows: Sequence[Path]) -> "Extracted":
+        """Returns the same with what is left out later on, and the files of that."""
+        return replace(self, counts=report.merged([self.counts, more]), bad_rows=[*self.bad_rows, *bad_rows])
 
 
 def extract(etl: EtlConfig, tasks: Tasks, reading: Reading) -> Extracted:
     """Reads the source, a task a part, into files cut by key hash, so that all rows of a key meet in one bucket."""
     parts = reading.parts()
-    check_hook(etl, (rows for some in parts for rows, _ in reading.rows(etl, some)))
+    check_hook(etl, (found.rows for some in parts for found in reading.rows(etl, some)), partial(rules.check_expressions, etl))
     done = tasks.run(
         "extract",
         {f"{i:06d}": partial(extract_part, etl, reading, tasks.work, i, p) for i, p in enumerate(parts)},
@@ -172,7 +193,15 @@ def extract(etl: EtlConfig, tasks: Tasks, reading: Reading) -> Extracted:
         raise DataError(f"none of the {counts.read} rows is what config.etl.columns says; config.etl.bad_rows='refuse' tells why")
     if counts.read == counts.bad + counts.without_label:
         raise DataError(f"none of the {counts.read} rows has a value in config.etl.label.column={etl.label.column!r}")
-    bad = [tasks.work / "extract" / f"{name}.bad" for name, left in done.items() if left["counts"]["bad"]]
+    if counts.bad > etl.most_bad * counts.read:
+        raise DataError(
+            f"{counts.bad:,} of {counts.read:,} rows are not what config.etl.columns says, more than config.etl.most_bad="
+            f"{etl.most_bad:g} allows; bad_rows='refuse' tells the first; mend them, or raise most_bad"
+        )
+    rules.check_shares(etl, counts)
+    if counts.num_broken == counts.labelled:
+        raise DataError(f"no row with a label keeps to config.etl.rules; the first: {counts.first_broken()}")
+    bad = [path for name in done if (path := tasks.work / "extract" / f"{name}.bad").is_file()]
     return Extracted(counts, {f"{name}.arrow": left["batches"] for name, left in done.items()}, bad)
 
 
@@ -180,16 +209,48 @@ def extract_part(etl: EtlConfig, reading: Reading, work: Path, number: int, part
     """Reads some parts: their rows in their types, with what is derived and looked up, labelled, hashed, and cut by key hash."""
     counts, left_out = report.Counts(), list[Bad]()
     with spill.Spill(work / "extract" / f"{number:06d}.arrow", reading.held_bytes) as out:
-        for rows, bad in reading.rows(etl, parts):
-            labelled = rows.filter(pc.is_valid(rows[etl.label.column])) if rows[etl.label.column].null_count else rows
-            counts.read += rows.num_rows + len(bad)
-            counts.bad += len(bad)
-            counts.without_label += rows.num_rows - labelled.num_rows
-            derived = derive(etl, labelled)
-            _check_values(etl, derived)
-            counts.add(derived, etl.columns)
-            hashed = _hashed(etl, derived)
+        for found in reading.rows(etl, parts):
+            labelled = _labelled(etl, found)
+            counts.read += found.num_rows
+            counts.bad += len(found.bad)
+            counts.without_label += found.rows.num_rows - labelled.rows.num_rows
+            kept, broken = _ruled(etl, labelled, derive(etl, labelled.rows), counts)
+            _check_values(etl, kept)
+            counts.add(kept, etl.columns)
+            hashed = _hashed(etl, kept)
             out.add(hashed, spill.bucket_of(key_hashes(hashed).hi, reading.bits))
-            left_out += bad
+            bad = found.bad if etl.bad_rows == "quarantine" else {}
+            left_out += [row for _, row in sorted({**bad, **broken}.items())]
+            counts.quarantined = len(left_out)
     bad_rows.write(work / "extract" / f"{number:06d}.bad", left_out)
     return {"counts": asdict(counts), "batches": out.batches}
+
+
+def _labelled(etl: EtlConfig, found: Sorted) -> Sorted:
+    """Returns the rows that have a label."""
+    label = found.rows[etl.label.column]
+    if not label.null_count:
+        return found
+    there = pc.is_valid(label)
+    return found.taken(found.rows.filter(there), found.at[np.asarray(there)])
+
+
+def _ruled(etl: EtlConfig, found: Sorted, derived: pa.Table, counts: report.Counts) -> tuple[pa.Table, dict[int, Bad]]:
+    """Returns the rows of `derived` that keep to the rules, and those to be written down by their numbers; counts both.
+
+    Args:
+        derived: the rows of `found`, with the derived columns.
+    """
+    if not rules.rules_of(etl):
+        return derived, {}
+    told, columns = dict[int, Bad](), [*etl.columns, label_column(etl.label)]
+    ruled = rules.kept(etl, derived, lambda i: found.where(int(found.at[i])))
+    for i, (rule, why) in ruled.broken.items():
+        words, number = rules.words(rule), int(found.at[i])
+        counts.broken[words] = counts.broken.get(words, 0) + 1
+        if words not in counts.firsts:
+            counts.firsts[words] = f"{found.where(number)}: {why}"
+        if rule.otherwise == "quarantine":
+            row = derived.slice(i, 1).to_pylist()[0]
+            told[number] = bad_rows.described(etl, columns, row, found.where(number), why)
+    return ruled.rows, told

@@ -1,4 +1,4 @@
-"""Fits the transform on the training split: exact medians, complete vocabularies.
+"""Fits the transform on the training split: exact medians and means, complete vocabularies.
 
 Promise: the same for any chunk size, order of reading or number of buckets. A median is the lower middle element, so it is
 a value of the column.
@@ -9,6 +9,7 @@ memory, and of each numeric column up to a twentieth of its values.
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -46,6 +47,10 @@ def unsortable(word: int, dtype: np.dtype) -> float:
     if dtype == np.int64:
         return int((bits ^ _SIGN).view(np.int64)[0])
     return float(np.where(bits & _SIGN, bits ^ _SIGN, ~bits).view(np.float64)[0])
+
+
+def _nothing(name: str) -> DataError:
+    return DataError(f"column {name!r} has no value in the training split; leave it out of config.etl.columns")
 
 
 def _numbers(column: pa.ChunkedArray) -> np.ndarray:
@@ -87,6 +92,8 @@ def lower_medians(over: Over, columns: Sequence[Column]) -> dict[str, float]:
         DataError: a column without any value.
     """
     names = [c.name for c in columns]
+    if not names:
+        return {}
     sample = next(iter(over(partial(_words_of, names))))
     brackets = {name: _bracket(words) for name, words in sample.items()}
     seen = {name: _Seen() for name in names}
@@ -96,7 +103,7 @@ def lower_medians(over: Over, columns: Sequence[Column]) -> dict[str, float]:
     words, searches = dict[str, int](), dict[str, _Search]()
     for name, column in seen.items():
         if not column.rows:
-            raise DataError(f"column {name!r} has no value in the training split; leave it out of config.etl.columns")
+            raise _nothing(name)
         found = column.middle()
         if found is None:
             searches[name] = column.search()
@@ -233,7 +240,7 @@ def vocabularies(over: Over, columns: Sequence[Column]) -> dict[str, tuple[str, 
             counts[name].update(values)
     for c in columns:
         if not counts[c.name]:
-            raise DataError(f"column {c.name!r} has no value in the training split; leave it out of config.etl.columns")
+            raise _nothing(c.name)
     return {c.name: tuple(sorted(v for v, n in counts[c.name].items() if n >= c.min_count)) for c in columns}
 
 
@@ -257,14 +264,59 @@ def classes(over: Mapping[str, Over], column: Column) -> tuple[tuple[str, ...], 
     return names, tuple(counts["train"][name] for name in names)
 
 
+def _fills(over: Over, columns: Sequence[Column]) -> dict[str, float]:
+    """Returns {column: what stands for a missing number}."""
+    constants = {c.name: c.constant for c in columns if c.missing == "constant"}
+    means = exact_means(over, [c.name for c in columns if c.missing == "mean"])
+    medians = lower_medians(over, [c for c in columns if c.name not in (constants.keys() | means.keys())])
+    return {name: float(fill) for name, fill in (constants | means | medians).items()}
+
+
+def exact_means(over: Over, names: Sequence[str]) -> dict[str, float]:
+    """Returns {column: the mean of its values, rounded once}, whatever the tables are.
+
+    Raises:
+        DataError: a column without any value.
+    """
+    if not names:
+        return {}
+    sums, counts = dict.fromkeys(names, Fraction()), Counter[str]()
+    for found in over(partial(_exact_sums, names)):
+        for name, (total, count) in found.items():
+            sums[name] += total
+            counts[name] += count
+    for name in names:
+        if not counts[name]:
+            raise _nothing(name)
+    return {name: float(sums[name] / counts[name]) for name in names}
+
+
+def _exact_sums(names: Sequence[str], table: pa.Table) -> dict[str, tuple[Fraction, int]]:
+    """Returns {column: (the exact sum of its values, how many there are)}."""
+    return {name: (exact_sum(_numbers(table[name])), len(table) - table[name].null_count) for name in names}
+
+
+def exact_sum(values: np.ndarray) -> Fraction:
+    """Returns the sum of float64[K] or int64[K] without any rounding: mantissas are added up by their exponents."""
+    if values.dtype == np.int64:
+        high, low = values >> 32, values & 0xFFFFFFFF
+        return Fraction((int(high.sum()) << 32) + int(low.sum()))
+    mantissas, exponents = np.frexp(values)
+    whole = np.ldexp(mantissas, 53).astype(np.int64)
+    total = Fraction()
+    for exponent in np.unique(exponents).tolist():
+        total += exact_sum(whole[exponents == exponent]) * Fraction(2) ** (exponent - 53)
+    return total
+
+
 def fit(over: Over, columns: Sequence[Column], target: Target) -> FeatureSpec:
     """Fits the features among `columns` over the tables of the training split; means and scales follow when it is written."""
     features = [c for c in columns if c.role == "feature"]
-    medians = lower_medians(over, [c for c in features if c.kind == "numeric"])
+    fills = _fills(over, [c for c in features if c.kind == "numeric"])
     words = vocabularies(over, [c for c in features if c.kind == "categorical"])
     return FeatureSpec(
         features=tuple(
-            Feature(name=c.name, kind=c.kind, fill=float(medians[c.name]))
+            Feature(name=c.name, kind=c.kind, fill=fills[c.name])
             if c.kind == "numeric"
             else Feature(name=c.name, kind=c.kind, vocabulary=words[c.name])
             for c in features

@@ -226,7 +226,7 @@ def publish(build: Build, tasks: Tasks, extracted: Extracted, stored: Stored) ->
     )  # fmt: skip
     manifest.write_atomically(dataset / published.features, text)
     content.keep(dataset, version)
-    if etl.bad_rows == "quarantine" and counts.bad:
+    if counts.quarantined:
         bad_rows.gather(extracted.bad_rows, dataset / report.quarantine(version))
     told = content.report(cfg.dataset, published, written, counts, spec)
     _write_report(dataset / published.report, {**told, "seconds": time.monotonic() - build.began})

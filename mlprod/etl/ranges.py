@@ -114,6 +114,11 @@ def _which(ranged: Ranged, part: KeyRange) -> str:
     return f" with {ranged.key}{low}{high}" if low or high else ""
 
 
+def place(ranged: Ranged, part: KeyRange, i: int) -> str:
+    """Returns where row i of a range stands: in the order in which the database gave it."""
+    return row_of_query(ranged.source, _which(ranged, part), 0, i)
+
+
 def read(ranged: Ranged, part: KeyRange, columns: Sequence[Column], chunk_rows: int) -> Iterator[pa.Table | Loose]:
     """Yields the rows of a range, in their types where that is known to be right, else as the database has them.
 

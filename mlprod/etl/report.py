@@ -29,9 +29,26 @@ class Counts:
     bad: int = 0
     without_label: int = 0
     duplicates: int = 0
+    broken: dict[str, int] = field(default_factory=dict)  # by the words of the rule that a row breaks first
+    firsts: dict[str, str] = field(default_factory=dict)  # by the same: the first of them, and why
+    quarantined: int = 0  # of those that are bad or break a rule: written down
     nulls: dict[str, int] = field(default_factory=dict)
     low: dict[str, Any] = field(default_factory=dict)
     high: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def labelled(self) -> int:
+        """Rows that are what the config says, with a label."""
+        return self.read - self.bad - self.without_label
+
+    @property
+    def num_broken(self) -> int:
+        """Rows that break a rule."""
+        return sum(self.broken.values())
+
+    def first_broken(self) -> str:
+        """Returns the first row that broke the first rule that any broke."""
+        return next(iter(self.firsts.values()))
 
     def add(self, rows: pa.Table, columns: Sequence[Column]) -> None:
         """Counts one chunk."""
@@ -56,6 +73,11 @@ def merged(parts: Sequence[Counts]) -> Counts:
         whole.read += part.read
         whole.bad += part.bad
         whole.without_label += part.without_label
+        whole.duplicates += part.duplicates
+        whole.quarantined += part.quarantined
+        whole.firsts = part.firsts | whole.firsts
+        for rule, rows in part.broken.items():
+            whole.broken[rule] = whole.broken.get(rule, 0) + rows
         for name, nulls in part.nulls.items():
             whole.nulls[name] = whole.nulls.get(name, 0) + nulls
         for extremes, found, pick in ((whole.low, part.low, min), (whole.high, part.high, max)):
@@ -94,7 +116,7 @@ def body(
     tables: Mapping[str, pa.Table],
 ) -> dict[str, Any]:
     """Returns the report as JSON data, but for the seconds; `tables`: rows of each split, see `stored.sample`."""
-    labelled = counts.read - counts.bad - counts.without_label
+    labelled = counts.labelled - counts.num_broken
     splits = _splits(written)
     shown = [*_label_shown(etl), *etl.columns]
     seen = profiles({split: _with_label(table, shown) for split, table in tables.items()}, shown, spec)
@@ -131,9 +153,10 @@ def _about(dataset: str, etl: EtlConfig, published: Manifest, counts: Counts, ke
         "label": {"column": etl.label.column, "task": etl.label.task, "says": described(etl.label)},
         "rows": {
             "read": counts.read, "bad": counts.bad, "without_label": counts.without_label, "duplicates": counts.duplicates,
-            "kept": kept,
+            "broken": counts.num_broken, "kept": kept,
         },
-        "quarantine": quarantine(published.version) if etl.bad_rows == "quarantine" and counts.bad else "",
+        "rules": counts.broken,
+        "quarantine": quarantine(published.version) if counts.quarantined else "",
     }  # fmt: skip
 
 
@@ -160,7 +183,9 @@ def _with_label(table: pa.Table, shown: Sequence[Column]) -> pa.Table:
 
 # ---- for people --------------------------------------------------------------------------------------------------------
 
-DROPPED = {"bad": "not what the config says", "without_label": "no label", "duplicates": "duplicates"}
+DROPPED = {
+    "bad": "not what the config says", "without_label": "no label", "broken": "they break a rule", "duplicates": "duplicates",
+}  # fmt: skip
 
 
 def visible(text: str, longest: int = 1 << 30) -> str:
@@ -241,10 +266,13 @@ def show(report: Mapping[str, Any]) -> None:
         f"{rows['read']:,} rows read in {report['seconds']:.1f} s, {rows['kept']:,} kept",
         markup=False, soft_wrap=True,
     )  # fmt: skip
+    written = "broken" if rows.get("broken") else "bad"
     for reason, words in DROPPED.items():
-        where = f": {report['dataset']}/{report['quarantine']}" if reason == "bad" and report.get("quarantine") else ""
+        where = f": {report['dataset']}/{report['quarantine']}" if reason == written and report.get("quarantine") else ""
         if rows.get(reason):
             console.print(f"{rows[reason]:,} left out: {words}{where}", markup=False, soft_wrap=True)
+    for rule, count in report.get("rules", {}).items():
+        console.print(f"  {count:,} not so: {visible(rule)}", markup=False, soft_wrap=True)
     splits = Table("split", box=SIMPLE_HEAD, pad_edge=False)
     for head in ("rows", MEANS[task_of(report)], "files", "MB"):
         splits.add_column(head, justify="right")

@@ -20,7 +20,7 @@ from mlprod.config import Config, EtlConfig
 from mlprod.console import PhaseLines
 from mlprod.cores import num_cores
 from mlprod.errors import DataError, WorkdirError
-from mlprod.etl import infer, report, sources, tokenize
+from mlprod.etl import infer, report, rules, sources, tokenize
 from mlprod.etl.extract import extract, plan_reading, sized, source_columns
 from mlprod.etl.identity import Identity
 from mlprod.etl.label import label_column
@@ -108,7 +108,9 @@ def _build(
         if not sources.unchanged(etl.source, names, identity):
             shutil.rmtree(work)
             raise DataError("the source changed while it was read (its count or watermark differs); run `mlprod etl` again")
-        stored, extracted.counts.duplicates = settle_all(etl, tasks, reading, extracted.index)
+        stored, left_out = settle_all(etl, tasks, reading, extracted.index)
+        extracted = extracted.with_counts(left_out, sorted(work.glob("settle/*.bad")))
+        rules.check_shares(etl, extracted.counts)
         source = {**identity.description, "types": types}
         published = publish(Build(cfg=cfg, etl=etl, key=key, source=source, began=began), tasks, extracted, stored)
     if tasks.taken.total():

@@ -79,6 +79,19 @@ def parse(value: Any, type_name: str) -> Any:
     return _parse_time(value)
 
 
+def constant(text: str, kind: pa.DataType, where: str) -> pa.Scalar:
+    """Returns a config's text as a value of a column's type; `where`: what it is compared with, for messages.
+
+    Raises:
+        DataError: it is none.
+    """
+    type_name = next(key for key, value in ARROW.items() if value == kind)
+    try:
+        return pa.scalar(parse(text, type_name), kind)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{where} is {type_name}, and {text!r} is not") from error
+
+
 def _parse_int(value: Any) -> int:
     if isinstance(value, str) and not re.fullmatch(TEXT["int64"], value):
         raise ValueError("not an integer")

@@ -25,6 +25,7 @@ class Settled:
     index: np.ndarray  # int64[K], of the rows in the bucket
     added: dict[str, np.ndarray]  # [K] each
     duplicates: int  # equal rows that were left out
+    doubled: np.ndarray  # int64[D], of the rows in the bucket, by key hash: left out, for others have their key
 
     def rows(self, bucket: pa.Table) -> pa.Table:
         """Returns the rows that stay, with what is added."""
@@ -154,6 +155,7 @@ class Rule:
     columns: tuple[str, ...]  # by which rows of equal hash are compared
     key: tuple[str, ...] = ()  # by which keys of equal hash are compared
     keep: str = ""  # of "key": the row with the largest value of it; "": with the least row hash
+    unique: bool = False  # rows that share their key are left out, all of them
 
 
 def settle(bucket: pa.Table, rule: Rule) -> Settled:
@@ -172,6 +174,9 @@ def settle(bucket: pa.Table, rule: Rule) -> Settled:
     keep = np.arange(len(copy)) if rule.dedup == "none" else np.flatnonzero(copy == 0)
     if rule.dedup == "key":
         keep = keep[_best_of_key(bucket, order[keep], key.take(order[keep]), rule)]
+    duplicates = len(order) - len(keep)
+    alone = _alone(key.take(order[keep])) if rule.unique else np.ones(len(keep), bool)
+    doubled, keep = order[keep[~alone]], keep[alone]
     index, copy, tie = order[keep], copy[keep], tie[keep]
     row, key = row.take(index), key.take(index)
     same_key = _same_as_before(key.lo, key.hi)
@@ -184,7 +189,15 @@ def settle(bucket: pa.Table, rule: Rule) -> Settled:
         TIE: tie,
         ROW_ID: _row_ids(key.hi, _run_index(same_key)),
     }
-    return Settled(index, added, len(order) - len(keep))
+    return Settled(index, added, duplicates, doubled)
+
+
+def _alone(key: Hash128) -> np.ndarray:
+    """Returns bool[B]: whether no other row has a row's key; rows are in the order of their keys."""
+    same = _same_as_before(key.lo, key.hi)
+    alone = ~same
+    alone[:-1] &= ~same[1:]
+    return alone
 
 
 def _best_of_key(bucket: pa.Table, order: np.ndarray, key: Hash128, rule: Rule) -> np.ndarray:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from mlprod.config import Column, CsvSource, JsonLinesSource, ParquetSource, SqlSource, TextSource
 from mlprod.etl import blocks, columnar, ranges, text_files
 from mlprod.etl.connection import reached_before
-from mlprod.etl.csv_files import UNPACKED, about_rows, csv_chunks, csv_places, row_bytes
+from mlprod.etl.csv_files import UNPACKED, about_rows, csv_chunks, csv_place, csv_places, row_bytes
 from mlprod.etl.files import Copies, Told, copy_plain, files_of, is_plain, places, stamps, told_of_file, untold
 from mlprod.etl.identity import Identity, of_files
 from mlprod.etl.schema import Loose
@@ -329,3 +329,23 @@ def _(source: JsonLinesSource, part: columnar.Lines, columns: Sequence[Column], 
 
 read.register(text_files.Named, text_files.read)
 read.register(ranges.Ranged, ranges.read)
+
+
+@singledispatch
+def place(source: Any, part: Any, i: int) -> str:
+    """Returns where row i of a part stands, for people; it may read on to it."""
+    raise AssertionError(f"no places in {type(source).__name__}")
+
+
+@place.register
+def _(source: CsvSource, part: blocks.Part, i: int) -> str:
+    return csv_place(part.path, source.delimiter, part.start, part.stop, i)
+
+
+@place.register
+def _(source: ParquetSource, part: columnar.RowGroup, i: int) -> str:
+    return columnar.row_of_file(part.path, part.first, i)
+
+
+place.register(text_files.Named, text_files.place)
+place.register(ranges.Ranged, ranges.place)

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from mlprod.config import ByColumn, ByGroup, ByHash, ByTime
 from mlprod.errors import DataError
-from mlprod.etl.schema import ARROW, combined, hashable, parse
+from mlprod.etl.schema import combined, constant, hashable
 from mlprod.hashing import Hash128, hash_columns, key, mix_array
 
 _SPLIT_KEY = 0x5D117  # sets the split's hash apart from the row's
@@ -41,12 +41,13 @@ def _(split: ByHash, rows: pa.Table, identity: Hash128, seed: int) -> np.ndarray
 @assign.register
 def _(split: ByTime, rows: pa.Table, identity: Hash128, seed: int) -> np.ndarray:
     times = _complete(rows, split.column)
-    cuts = [(code, _first(split.column, text, times.type)) for code, text in ((1, split.eval), (2, split.test)) if text]
-    if len(cuts) == 2 and not cuts[0][1] < cuts[1][1]:
+    where = f"config.etl.split: {split.column!r}"
+    cuts = [(code, constant(text, times.type, where)) for code, text in ((1, split.eval), (2, split.test)) if text]
+    if len(cuts) == 2 and not cuts[0][1].as_py() < cuts[1][1].as_py():
         raise DataError(f"config.etl.split: test={split.test!r} must be later than eval={split.eval!r}")
     code = np.zeros(len(times), np.int8)
     for later, first in cuts:
-        code[np.asarray(pc.greater_equal(times, pa.scalar(first, times.type)))] = later
+        code[np.asarray(pc.greater_equal(times, first))] = later
     return code
 
 
@@ -67,12 +68,3 @@ def _complete(rows: pa.Table, name: str) -> pa.Array:
             f"column {name!r} has {column.null_count} missing value(s), and config.etl.split needs one in every row; mend them"
         )
     return column
-
-
-def _first(name: str, text: str, kind: pa.DataType) -> Any:
-    """Returns the text of a split's first value in the column's type."""
-    type_name = next(key for key, value in ARROW.items() if value == kind)
-    try:
-        return parse(text, type_name)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"config.etl.split: {text!r} is not {type_name}, as column {name!r} is") from error

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mlprod.config import Column, EtlConfig
-from mlprod.etl import settle, spill
+from mlprod.config import Column, EtlConfig, UniqueKey
+from mlprod.etl import report, rules, settle, spill
 from mlprod.etl.extract import Reading
 from mlprod.etl.label import spilled_as
 from mlprod.etl.settle import AT, LABEL, ORDER, ROW_ID, SPLIT
@@ -62,8 +62,8 @@ class Stored:
         return sum(counts[split] for counts in self.counts.values())
 
 
-def settle_all(etl: EtlConfig, tasks: Tasks, reading: Reading, extracted: spill.Index) -> tuple[Stored, int]:
-    """Settles each bucket of equal keys and sorts the rows into stored order; returns them and the duplicates left out.
+def settle_all(etl: EtlConfig, tasks: Tasks, reading: Reading, extracted: spill.Index) -> tuple[Stored, report.Counts]:
+    """Settles each bucket of equal keys and sorts the rows into stored order; returns them and counts of what is left out.
 
     Without a key, and with duplicates left out, the buckets of keys are those of the order: then a piece only names the rows.
     """
@@ -81,11 +81,15 @@ def settle_all(etl: EtlConfig, tasks: Tasks, reading: Reading, extracted: spill.
     pieces = {f"{b}.arrow": left["batches"] for b, left in found.items()}
     counts = {f"{b}.arrow": left["rows"] for b, left in found.items()}
     stored = Stored(work, extracted if aligned else {}, pieces, counts)
-    return stored, sum(left["duplicates"] for left in settled.values())
+    return stored, report.merged([_left_out(left) for left in settled.values()])
+
+
+def _left_out(left: Mapping[str, Any]) -> report.Counts:
+    return report.Counts(duplicates=left["duplicates"], **left.get("counts", {}))
 
 
 def _num_rows(left: Mapping[str, Any]) -> int:
-    return sum(map(int, left["rows"])) + int(left.get("duplicates", 0))
+    return sum(map(int, left["rows"])) + int(left.get("duplicates", 0)) + int(left.get("doubled", 0))
 
 
 SAMPLE_ROWS, SAMPLE_VALUES = 1 << 16, 1 << 22  # of a split at most: fewer rows where there are more than 63 columns
@@ -107,7 +111,8 @@ NOTHING: dict[str, Any] = {"batches": [], "duplicates": 0, "rows": [0] * len(SPL
 
 def _settled(etl: EtlConfig, rows: pa.Table) -> settle.Settled:
     columns = (*(c.name for c in etl.columns if not c.derived), spilled_as(etl.label))
-    return settle.settle(rows, settle.Rule(etl.dedup, columns, etl.key, etl.keep))
+    unique = any(isinstance(rule, UniqueKey) for rule in etl.rules)
+    return settle.settle(rows, settle.Rule(etl.dedup, columns, etl.key, etl.keep, unique))
 
 
 def order_bucket(etl: EtlConfig, work: Path, extracted: spill.Index, name: str) -> dict[str, Any]:
@@ -129,7 +134,10 @@ def settle_bucket(reading: Reading, etl: EtlConfig, work: Path, extracted: spill
     settled = _settled(etl, rows)
     with spill.Spill(work / "settle" / f"{name}.arrow") as out:
         out.add(settled.rows(rows), spill.bucket_of(settled.added[ORDER[0]], reading.bits))
-    return {"duplicates": settled.duplicates, "batches": out.batches, "rows": [len(settled.index)]}
+    doubled = rows.take(pa.array(settled.doubled))
+    told = rules.doubled(etl, doubled, work / "settle" / f"{name}.bad") if doubled.num_rows else {}
+    left = {"duplicates": settled.duplicates, "batches": out.batches, "rows": [len(settled.index)]}
+    return left | {"doubled": doubled.num_rows, "counts": told}
 
 
 def sort_bucket(work: Path, settled: spill.Index, name: str) -> dict[str, Any]:

@@ -168,6 +168,18 @@ def read(files: Named, part: Sequence[Range], columns: Sequence[Column], chunk_r
                 yield pa.table({c.name: values[c.name] for c in columns})
 
 
+def place(files: Named, part: Sequence[Range], i: int) -> str:
+    """Returns where document i of a part stands."""
+    for each in part:
+        with told_of_file(each.path), open(each.path, "rb") as file:
+            file.seek(each.start)
+            for texts in _chunks(file, each, files.source, 1 << 10):
+                if i < len(texts):
+                    return f"{each.path}, a document behind byte {each.start:,}"
+                i -= len(texts)
+    raise AssertionError(f"the part has no document {i}")
+
+
 def head(source: TextSource, names: Sequence[str], num_rows: int) -> Loose | None:
     """Returns the first documents of the first file, packed or not; None where there are none."""
     path = files_of(source.path)[0]
