@@ -44,9 +44,67 @@ STORAGE_TYPES = ("int64", "float64", "string", "bool", "timestamp")
 ROLES = ("feature", "weight", "group", "time", "input")
 
 
+TIME_PARTS = ("year", "month", "week", "day", "yearday", "weekday", "hour", "minute", "second", "days")
+PERIODS = ("hour", "day", "week", "month", "year")
+
+
+@dataclass(kw_only=True, slots=True)
+class Given:
+    """It is in the source or a lookup, or the hook makes it."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TimePart:
+    """A part of a time, in UTC: a number, such as hour 0 to 23, weekday 0 (Monday) to 6, week of ISO 8601, days since 1970."""
+
+    of: str = knob(doc="column of times", rule=DATA)
+    part: str = knob(doc="of it", rule=DATA, choices=TIME_PARTS)
+
+
+@dataclass(kw_only=True, slots=True)
+class TimeCycle:
+    """Where a time is in a period, as the sine or cosine of an angle: 23:59 is next to 0:00."""
+
+    of: str = knob(doc="column of times", rule=DATA)
+    period: str = knob(doc="that is one turn", rule=DATA, choices=PERIODS)
+    wave: str = knob(doc="of the angle", rule=DATA, choices=("sin", "cos"))
+
+
+@dataclass(kw_only=True, slots=True)
+class Bucket:
+    """Which of the ranges that `edges` cut a number is in: 0 below the first, 1 from it on, and so on."""
+
+    of: str = knob(doc="column of numbers", rule=DATA)
+    edges: tuple[float, ...] = knob(doc="ascending, in the column's units", rule=DATA, low=-1e300, high=1e300)
+
+
+@dataclass(kw_only=True, slots=True)
+class Cross:
+    """The values of several columns together."""
+
+    of: tuple[str, ...] = knob(doc="columns of string, int64 or bool", rule=DATA)
+
+
+@dataclass(kw_only=True, slots=True)
+class IsMissing:
+    """Whether a column has no value."""
+
+    of: str = knob(doc="column", rule=DATA)
+
+
+Made = Given | TimePart | TimeCycle | Bucket | Cross | IsMissing
+
+
+def of_columns(made: Made) -> tuple[str, ...]:
+    """Returns the columns that something is made of."""
+    if isinstance(made, Given):
+        return ()
+    return made.of if isinstance(made, Cross) else (made.of,)
+
+
 @dataclass(kw_only=True, slots=True)
 class Column:
-    """One column of the rows: extracted from the source, or made by the hook (`derived`)."""
+    """One column of the rows: extracted from the source, made of others (`made`), or made by the hook (`derived`)."""
 
     name: str = knob(doc="as in the rows after joins and lookups, unless `source` says how it is called there", rule=DATA)
     type: str = knob(
@@ -66,9 +124,27 @@ class Column:
     )  # fmt: skip
     constant: float = knob(0.0, "missing=`constant`: what a number that is missing becomes", rule=DATA, low=-3e38, high=3e38)
     min_count: int = knob(1, "a rarer category is the unknown slot", unit="training rows", rule=DATA, low=1)
+    buckets: int = knob(
+        0, "categorical: that values are hashed into, in place of a vocabulary; 0: a vocabulary", rule=DATA, low=0, high=1 << 30
+    )
+    made: Made = knob(Given, "of which other columns it is made, and how", rule=DATA)
+    clip_low: float = knob(-math.inf, "numeric: the model takes less for it; the dataset stays as it is", rule=MUST)
+    clip_high: float = knob(math.inf, "numeric: the model takes more for it; the dataset stays as it is", rule=MUST)
+    log: bool = knob(
+        False, "numeric: the model takes sign(x) log(1 + |x|), after clipping; the dataset stays as it is", rule=MUST
+    )
+    scale: str = knob(
+        "model", "numeric: how the model scales it: in its own way, by mean and deviation, to its rank from -1 to 1, as 16 "
+        "piecewise linear parts, or not", rule=MUST, choices=("model", "standard", "quantile", "piecewise", "none"),
+    )  # fmt: skip
     derived: bool = knob(False, "made by `transform`, not extracted", rule=DATA)
     sensitive: bool = knob(False, "its values never appear in an error or report", rule=DATA)
     source: str = knob("", "its name in the source, where that cannot be a name here; '': the same", rule=DATA)
+
+    @property
+    def extracted(self) -> bool:
+        """Whether it comes out of the source or a lookup."""
+        return not self.derived and isinstance(self.made, Given)
 
 
 def numeric(name: str, type: str = "float64", **more: Any) -> Column:
@@ -79,6 +155,32 @@ def numeric(name: str, type: str = "float64", **more: Any) -> Column:
 def categorical(name: str, type: str = "string", **more: Any) -> Column:
     """Returns a categorical feature with a vocabulary, an unknown slot and a missing slot."""
     return Column(name=name, type=type, kind="categorical", **more)
+
+
+def time_part(name: str, of: str, part: str, **more: Any) -> Column:
+    """Returns a part of a time as a category, or as a number by `kind="numeric"`."""
+    return Column(**{"name": name, "type": "int64", "kind": "categorical", "made": TimePart(of=of, part=part), **more})
+
+
+def time_cycle(name: str, of: str, period: str) -> tuple[Column, Column]:
+    """Returns two numbers, `NAME_sin` and `NAME_cos`: where a time is in its period."""
+    sin, cos = (numeric(f"{name}_{wave}", made=TimeCycle(of=of, period=period, wave=wave)) for wave in ("sin", "cos"))
+    return sin, cos
+
+
+def bucketed(name: str, of: str, edges: tuple[float, ...], **more: Any) -> Column:
+    """Returns a category: which of the ranges between `edges` a number is in."""
+    return categorical(name, type="int64", made=Bucket(of=of, edges=edges), **more)
+
+
+def crossed(name: str, of: tuple[str, ...], **more: Any) -> Column:
+    """Returns a category: the values of several columns together; `buckets=N` hashes them."""
+    return categorical(name, made=Cross(of=of), **more)
+
+
+def is_missing(name: str, of: str) -> Column:
+    """Returns a number: 1 where a column has no value, else 0."""
+    return numeric(name, type="bool", made=IsMissing(of=of))
 
 
 @dataclass(kw_only=True, slots=True)

@@ -8,28 +8,23 @@ centring and scaling are the model's first layer, with the constants kept here.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, get_args
 
 import numpy as np
 
+from mlprod.compare import as_json
+from mlprod.config import Column, Made
 from mlprod.errors import DataError
+from mlprod.hashing import key_of_text
+from mlprod.made import RawColumn, as_text, with_made
 from mlprod.manifest import canonical
 
 UNKNOWN, MISSING, FIRST = 0, 1, 2
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RawColumn:
-    """A column before the transform. `values`: [B] int64, float64, bool or str; `valid`: bool[B], False where null.
-
-    With `codes`, int[B], `values` holds distinct ones alone, [K], and row i has `values[codes[i]]`.
-    """
-
-    values: np.ndarray
-    valid: np.ndarray
-    codes: np.ndarray | None = None
+OF_MODEL = ("clip_low", "clip_high", "log", "scale")  # which no dataset holds
+_MADE = {cls.__name__: cls for cls in get_args(Made)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,11 +38,17 @@ class Feature:
     std: float = 1.0  # numeric: of the filled training values; 1 where they are constant
     quantiles: tuple[float, ...] = ()  # numeric: 65, from least to greatest, of the first training rows' values that are there
     vocabulary: tuple[str, ...] = ()  # categorical: values as text, sorted
+    buckets: int = 0  # categorical: that values are hashed into, in place of a vocabulary
+    # numeric: what the config wants of the model, not of the dataset; see `config.Column`
+    clip_low: float = -math.inf
+    clip_high: float = math.inf
+    log: bool = False
+    scale: str = "model"
 
     @property
     def num_ids(self) -> int:
-        """Rows of the embedding table: the vocabulary and the two reserved slots."""
-        return len(self.vocabulary) + FIRST
+        """Rows of the embedding table: the vocabulary, or the buckets, and the two reserved slots."""
+        return (self.buckets or len(self.vocabulary)) + FIRST
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +81,7 @@ class FeatureSpec:
 
     features: tuple[Feature | Sequence, ...]
     target: Target = Target()
+    made: Mapping[str, Made] = field(default_factory=dict)  # columns made of others, each of those before it
 
     @property
     def numeric(self) -> tuple[Feature, ...]:
@@ -97,27 +99,27 @@ class FeatureSpec:
         return tuple(f for f in self.features if isinstance(f, Sequence))
 
 
-def as_text(values: np.ndarray) -> np.ndarray:
-    """Returns [B] categorical values as numpy text: integers and bools in decimal."""
-    if values.dtype == bool:
-        values = values.astype(np.int64)
-    return values.astype(np.str_)
-
-
 def _encode(feature: Feature, raw: RawColumn) -> np.ndarray:
     """Returns int32[B] ids of a categorical column."""
     ids = np.full(len(raw.valid), MISSING, np.int32)
-    if not feature.vocabulary or not raw.valid.any():
+    if not (feature.vocabulary or feature.buckets) or not raw.valid.any():
         return np.where(raw.valid, np.int32(UNKNOWN), ids)
     if raw.codes is None:
         values, inverse = np.unique(raw.values[raw.valid], return_inverse=True)  # search each distinct value once
     else:
         values, inverse = raw.values, raw.codes[raw.valid]
-    text, vocabulary = as_text(values), np.array(feature.vocabulary, np.str_)
-    at = np.minimum(np.searchsorted(vocabulary, text), len(vocabulary) - 1)
-    found = np.where(vocabulary[at] == text, at + FIRST, UNKNOWN)
-    ids[raw.valid] = found[inverse]
+    ids[raw.valid] = _ids_of(feature, as_text(values))[inverse]
     return ids
+
+
+def _ids_of(feature: Feature, text: np.ndarray) -> np.ndarray:
+    """Returns int[K]: the ids of values as text [K]."""
+    if feature.buckets:
+        return np.array([key_of_text(value) % feature.buckets + FIRST for value in text.tolist()])
+    vocabulary = np.array(feature.vocabulary, np.str_)
+    at = np.minimum(np.searchsorted(vocabulary, text), len(vocabulary) - 1)
+    found: np.ndarray = np.where(vocabulary[at] == text, at + FIRST, UNKNOWN)
+    return found
 
 
 def _fill(feature: Feature, raw: RawColumn) -> np.ndarray:
@@ -129,18 +131,36 @@ def _fill(feature: Feature, raw: RawColumn) -> np.ndarray:
 def apply(spec: FeatureSpec, columns: Mapping[str, RawColumn]) -> dict[str, np.ndarray]:
     """Returns {"numeric": float32[B, F]} and one int32[B] of ids per categorical feature, by its name.
 
+    A column that is made of others is made here, unless it is given.
+
     Raises:
-        KeyError: `columns` lacks a feature of `spec`.
+        KeyError: `columns` lacks a feature of `spec`, or what one is made of.
     """
     num_rows = len(next(iter(columns.values())).valid)
+    columns = with_made(spec.made, columns, [f.name for f in (*spec.numeric, *spec.categorical)])
     numeric = [_fill(f, columns[f.name]) for f in spec.numeric]
     arrays = {"numeric": np.stack(numeric, axis=1) if numeric else np.zeros((num_rows, 0), np.float32)}
     return arrays | {f.name: _encode(f, columns[f.name]) for f in spec.categorical}
 
 
+def for_model(spec: FeatureSpec, columns: Iterable[Column]) -> FeatureSpec:
+    """Returns the transform with what the columns of a config want of the model."""
+    wanted = {c.name: {name: getattr(c, name) for name in OF_MODEL} for c in columns}
+    told = [replace(f, **wanted.get(f.name, {})) if isinstance(f, Feature) else f for f in spec.features]
+    return replace(spec, features=tuple(told))
+
+
 def dumps(spec: FeatureSpec) -> str:
-    """Returns the transform as canonical JSON text."""
-    return canonical(asdict(spec))
+    """Returns the transform as canonical JSON text: what was fitted. What an older mlprod had no word for is left out where it
+    says nothing."""
+    body = asdict(spec)
+    for feature in body["features"]:
+        for name in OF_MODEL:
+            feature.pop(name, None)
+        if not feature.get("buckets", 1):
+            del feature["buckets"]
+    body["made"] = {name: as_json(made) for name, made in spec.made.items()}
+    return canonical(body if spec.made else {name: value for name, value in body.items() if name != "made"})
 
 
 def _with_tuples(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,6 +177,13 @@ def loads(text: str) -> FeatureSpec:
         body: dict[str, Any] = json.loads(text)
         features = [(Sequence if f["kind"] == "sequence" else Feature)(**_with_tuples(f)) for f in body["features"]]
         target = Target(**_with_tuples(body.get("target", {})))
+        made = {name: _made(each) for name, each in body.get("made", {}).items()}
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"not a fitted transform: {type(error).__name__}: {error}; build the dataset again") from error
-    return FeatureSpec(features=tuple(features), target=target)
+    return FeatureSpec(features=tuple(features), target=target, made=made)
+
+
+def _made(body: Mapping[str, Any]) -> Made:
+    fields = {name: value for name, value in body.items() if name != "class"}
+    made: Made = _MADE[body["class"]](**_with_tuples(fields))
+    return made

@@ -137,7 +137,7 @@ def make_plan(cfg: Config, devices: Sequence[jax.Device]) -> Plan:
     store = open_store(cfg.dataset)
     try:
         published = manifest.open_for(cfg, store)
-        spec = read_features(store, published)
+        spec = features.for_model(read_features(store, published), cfg.etl.columns)
     except OSError as error:  # not there, no access, or a remote store that stayed down
         told = " ".join(str(error).split())
         raise DataError(f"config.dataset={cfg.dataset!r} cannot be read: {told}; check the address and your access") from error

@@ -14,6 +14,7 @@ from mlprod.config import (
     AUTO,
     METRICS,
     STORAGE_TYPES,
+    Bucket,
     ByColumn,
     ByGroup,
     ByHash,
@@ -21,17 +22,23 @@ from mlprod.config import (
     Column,
     ColumnRule,
     Config,
+    Cross,
     CsvSource,
     Equals,
     EtlConfig,
+    Given,
+    IsMissing,
     Matches,
     NextToken,
     OneOf,
     SqlSource,
     TextSource,
+    TimeCycle,
+    TimePart,
     TokenizerFile,
     UniqueKey,
     Within,
+    of_columns,
     walk,
 )
 from mlprod.errors import ConfigError, nearest
@@ -178,7 +185,7 @@ def _validate_text(source: TextSource, etl: EtlConfig) -> None:
     looked_up = {name for lookup in etl.lookups for name in lookup.columns}
     for column in etl.columns:
         name = column.source or column.name
-        if name not in TEXT_COLUMNS and not column.derived and column.name not in looked_up:
+        if name not in TEXT_COLUMNS and column.extracted and column.name not in looked_up:
             raise ConfigError(f"config.etl.columns: {name!r} is no column of text files; they have {' and '.join(TEXT_COLUMNS)}")
         if name == "file" and column.type not in ("string", AUTO):
             raise ConfigError(f"config.etl.columns: {column.name!r} is {column.type}; the name of a text file is 'string'")
@@ -228,14 +235,21 @@ def _validate_encoding(name: str) -> None:
 def _validate_column(column: Column) -> None:
     """The rules of one column: a name that is not ours, and a type that its role can use."""
     where = f"config.etl.columns: {column.name!r}"
-    if column.source and column.derived:
-        raise ConfigError(f"{where} is made by the hook, and has a source; only one can be")
+    if not column.extracted and (column.source or (column.derived and not isinstance(column.made, Given))):
+        raise ConfigError(f"{where} is made by the hook or of others, and has a source or another way too; only one can be")
+    if column.buckets and not (column.role == "feature" and column.kind == "categorical"):
+        raise ConfigError(f"{where} has buckets={column.buckets}, which are for categorical features; leave it at 0")
     if column.name.startswith(("_", "packed_")):
         raise ConfigError(f"{where} must not begin with '_' or 'packed_', which are names of ours")
     if column.name in RESERVED or "/" in column.name or "." in column.name:
         raise ConfigError(f"{where} must not hold '/' or '.', nor be one of {', '.join(RESERVED)}")
     if column.role == "feature" and column.kind == "numeric" and column.type in ("string", "timestamp"):
         raise ConfigError(f"{where} is {column.type}; a numeric feature must be int64, float64 or bool")
+    shaped = column.log or column.clip_low > -math.inf or column.clip_high < math.inf or column.scale != "model"
+    if shaped and not (column.role == "feature" and column.kind == "numeric"):
+        raise ConfigError(f"{where} has clip_low, clip_high, log or scale, which are for numeric features; leave them out")
+    if not column.clip_low < column.clip_high:
+        raise ConfigError(f"{where} has clip_low={column.clip_low:g}, which must be below clip_high={column.clip_high:g}")
     if column.missing in ("mean", "constant") and not (column.role == "feature" and column.kind == "numeric"):
         raise ConfigError(f"{where} has missing={column.missing!r}, which is for numeric features; leave it at 'fill'")
     if column.constant and column.missing != "constant":
@@ -248,8 +262,8 @@ def _validate_auto(etl: EtlConfig) -> None:
     """Types are found in the source: what is made or looked up must have one before."""
     looked_up = {name for lookup in etl.lookups for name in (lookup.key, *lookup.columns)}
     for column in etl.columns:
-        if column.type == AUTO and (column.derived or column.name in looked_up):
-            made = "made by the hook" if column.derived else "of a lookup"
+        if column.type == AUTO and (not column.extracted or column.name in looked_up):
+            made = "of a lookup" if column.extracted else "made by the hook" if column.derived else "made of others"
             raise ConfigError(
                 f"config.etl.columns: {column.name!r} is {made}; declare its type, one of {', '.join(STORAGE_TYPES)}"
             )
@@ -268,18 +282,44 @@ def _validate_roles(etl: EtlConfig) -> None:
     if clash:
         key = clash.removeprefix("key_")
         raise ConfigError(f"config.etl.columns: {clash!r} is the stored name of the key column {key!r}; rename it")
-    from_source = [c.source or c.name for c in etl.columns if not c.derived]
+    from_source = [c.source or c.name for c in etl.columns if c.extracted]
     twice = sorted({name for name in from_source if from_source.count(name) > 1})
     if twice:
         raise ConfigError(f"config.etl.columns takes {twice[0]!r} of the source twice; derive the second by config.etl.transform")
     label = etl.label.column
     _validate_label(etl)
     _validate_tokens(etl)
+    _validate_made(etl)
     _validate_rules(etl)
     if label in (*from_source, *names):
         raise ConfigError(f"config.etl.label.column={label!r} is also in config.etl.columns; the label must not be a feature")
     if not isinstance(etl.label, NextToken) and not any(column.role == "feature" for column in etl.columns):
         raise ConfigError("config.etl.columns has no column with role 'feature'")
+
+
+def _validate_made(etl: EtlConfig) -> None:
+    """Columns made of others that stand before them, of types that they can be made of."""
+    allowed = {TimePart: ("timestamp",), TimeCycle: ("timestamp",), Bucket: ("int64", "float64")} | {
+        Cross: ("string", "int64", "bool")
+    }
+    makes = {TimePart: "int64", TimeCycle: "float64", Bucket: "int64", Cross: "string", IsMissing: "bool"}
+    types: dict[str, str] = {}
+    for column in etl.columns:
+        where, made = f"config.etl.columns: {column.name!r}", column.made
+        for name in of_columns(made):
+            if name not in types:
+                raise ConfigError(f"{where} is made of {name!r}, which is no column before it{nearest(name, list(types))}")
+            kinds = allowed.get(type(made), STORAGE_TYPES)
+            if types[name] not in (*kinds, AUTO):
+                told = f"{type(made).__name__} is made of columns of {', '.join(kinds)}"
+                raise ConfigError(f"{where}: {name!r} is {types[name]}; {told}")
+        if column.type != makes.get(type(made), column.type):
+            raise ConfigError(f"{where} is {column.type}; {type(made).__name__} makes {makes[type(made)]}")
+        if isinstance(made, Bucket) and list(made.edges) != sorted(set(made.edges)):
+            raise ConfigError(f"{where}: edges={made.edges} must ascend")
+        if isinstance(made, Cross) and len(made.of) < 2:
+            raise ConfigError(f"{where} crosses {made.of}; a cross is of two columns or more")
+        types[column.name] = column.type
 
 
 def _validate_rules(etl: EtlConfig) -> None:

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlprod.errors import DataError
-from mlprod.features import FIRST, MISSING, UNKNOWN, Feature, FeatureSpec, RawColumn, apply, as_text, dumps, loads
+from mlprod.features import FIRST, MISSING, UNKNOWN, Feature, FeatureSpec, apply, dumps, loads
+from mlprod.made import RawColumn, as_text
 
 INTS = st.integers(-(1 << 63), (1 << 63) - 1)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False, width=32)

@@ -18,7 +18,20 @@ TREES = {
 # A module may import lower rows, those named before it in its row, and its own package. A new module needs a place here.
 ROWS = (
     ("cores", "errors", "locks"),
-    ("hashing", "hints", "config", "validation", "compare", "recipe", "manifest", "features", "order", "ledger", "bad_numbers"),
+    (
+        "hashing",
+        "hints",
+        "config",
+        "validation",
+        "compare",
+        "recipe",
+        "manifest",
+        "made",
+        "features",
+        "order",
+        "ledger",
+        "bad_numbers",
+    ),
     ("store", "console", "collectives", "etl", "data", "objective", "models", "metrics", "optim", "parallel"),
     ("processes", "digest", "state", "step"),
     ("plan", "checkpoint", "tracking", "attempts", "early_stop", "runtime", "resume", "compilations", "tracing"),

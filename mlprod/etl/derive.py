@@ -1,19 +1,20 @@
-"""The user's hook: a row-wise pandas function that makes the derived columns. The one place where pandas is used.
+"""Columns that are not in the source: made of others, or by the user's hook, a row-wise pandas function.
 
 Promise: the hook sees neither the label nor which rows are beside a row: it is run on a sample cut in two ways, and refused
 when the two differ. Frames have pandas' nullable dtypes, so an integer with nulls stays an integer.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlprod.config import EtlConfig, Holds, no_transform
+from mlprod.config import Column, EtlConfig, Given, Holds, Made, no_transform, of_columns
 from mlprod.errors import DataError
-from mlprod.etl.schema import ARROW, combined, require, without_nan
+from mlprod.etl.schema import ARROW, arrow_column, combined, raw_column, require, without_nan
+from mlprod.made import with_made
 
 SAMPLE_ROWS = 1000
 _NULLABLE = {
@@ -32,7 +33,7 @@ def as_frame(rows: pa.Table) -> pd.DataFrame:
 
 def _run(etl: EtlConfig, rows: pa.Table) -> pa.Table:
     """Returns the derived columns of `rows`, in their declared types."""
-    inputs = [c.name for c in etl.columns if not c.derived]
+    inputs = [c.name for c in etl.columns if c.extracted]
     try:
         made = etl.transform(as_frame(rows.select(inputs)))
     except Exception as error:  # the user's code: whatever it raises is theirs to read
@@ -69,11 +70,27 @@ def derive(etl: EtlConfig, rows: pa.Table) -> pa.Table:
     Raises:
         DataError: the hook failed, or returned another number of rows, or lacks a declared column.
     """
-    if etl.transform is no_transform and not any(c.derived for c in etl.columns):
+    if etl.transform is not no_transform or any(c.derived for c in etl.columns):
+        made = _run(etl, rows)
+        for name in made.column_names:
+            rows = rows.append_column(name, made[name])
+    return _with_made(etl, rows)
+
+
+def made_columns(columns: Sequence[Column]) -> dict[str, Made]:
+    """Returns {column: how it is made of others} of those that are, each made of those before it."""
+    return {c.name: c.made for c in columns if not isinstance(c.made, Given)}
+
+
+def _with_made(etl: EtlConfig, rows: pa.Table) -> pa.Table:
+    """Returns the rows with the columns that are made of others."""
+    made = made_columns(etl.columns)
+    if not made:
         return rows
-    made = _run(etl, rows)
-    for name in made.column_names:
-        rows = rows.append_column(name, made[name])
+    used = {name for each in made.values() for name in of_columns(each)} - made.keys()
+    columns = with_made(made, {name: raw_column(rows[name]) for name in used}, made)
+    for name in made:
+        rows = rows.append_column(name, arrow_column(columns[name]))
     return rows
 
 

@@ -159,7 +159,7 @@ def _use(etl: EtlConfig, column: Column) -> str:
     words = [
         column.kind if column.role == "feature" else column.role,
         "key" * (column.name in etl.key),
-        "derived" * column.derived,
+        "derived" * (not column.extracted),
     ]
     return ", ".join(filter(None, words))
 

@@ -36,7 +36,7 @@ from mlprod.hashing import hash_columns
 def source_columns(etl: EtlConfig) -> list[Column]:
     """Returns the columns that come out of the source itself, by their names there: neither derived nor from a lookup."""
     looked_up = {name for lookup in etl.lookups for name in lookup.columns}
-    return [replace(c, name=c.source or c.name) for c in etl.columns if not c.derived and c.name not in looked_up]
+    return [replace(c, name=c.source or c.name) for c in etl.columns if c.extracted and c.name not in looked_up]
 
 
 def renamed(etl: EtlConfig, rows: pa.Table) -> pa.Table:
@@ -48,7 +48,7 @@ def renamed(etl: EtlConfig, rows: pa.Table) -> pa.Table:
 def _hashed(etl: EtlConfig, rows: pa.Table) -> pa.Table:
     """Returns the rows with row hash, key hash where there is a key, and split."""
     columns = rows.column_names
-    extracted = [c.name for c in etl.columns if not c.derived]
+    extracted = [c.name for c in etl.columns if c.extracted]
     row = hash_columns({n: hashable(rows[n]) for n in [*extracted, etl.label.column]}, rows.num_rows, etl.hash_seed)
     key = hash_columns({n: hashable(rows[n]) for n in etl.key}, rows.num_rows, etl.hash_seed) if etl.key else row
     code = split.assign(etl.split, rows, key, etl.hash_seed)

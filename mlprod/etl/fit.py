@@ -19,8 +19,10 @@ import pyarrow.compute as pc
 
 from mlprod.config import Column
 from mlprod.errors import DataError
+from mlprod.etl.derive import made_columns
 from mlprod.etl.schema import combined
-from mlprod.features import Feature, FeatureSpec, Target, as_text
+from mlprod.features import Feature, FeatureSpec, Target
+from mlprod.made import as_text
 
 _DIGIT = 16
 _LAST = (1 << 64) - 1
@@ -313,13 +315,14 @@ def fit(over: Over, columns: Sequence[Column], target: Target) -> FeatureSpec:
     """Fits the features among `columns` over the tables of the training split; means and scales follow when it is written."""
     features = [c for c in columns if c.role == "feature"]
     fills = _fills(over, [c for c in features if c.kind == "numeric"])
-    words = vocabularies(over, [c for c in features if c.kind == "categorical"])
+    words = vocabularies(over, [c for c in features if c.kind == "categorical" and not c.buckets])
     return FeatureSpec(
         features=tuple(
             Feature(name=c.name, kind=c.kind, fill=fills[c.name])
             if c.kind == "numeric"
-            else Feature(name=c.name, kind=c.kind, vocabulary=words[c.name])
+            else Feature(name=c.name, kind=c.kind, vocabulary=words.get(c.name, ()), buckets=c.buckets)
             for c in features
         ),
         target=target,
+        made=made_columns(columns),
     )

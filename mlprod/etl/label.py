@@ -13,7 +13,8 @@ from mlprod.config import AnyLabel, Classes, Column, Equals, Label, NextToken, N
 from mlprod.errors import DataError
 from mlprod.etl.schema import FLOAT32_MAX, beyond_float32, combined
 from mlprod.etl.settle import LABEL
-from mlprod.features import Target, as_text
+from mlprod.features import Target
+from mlprod.made import as_text
 
 MOST_CLASSES = 1000  # which a head of a model and a table for people can bear
 

@@ -186,7 +186,7 @@ def _scaled(spec: features.FeatureSpec, train: Written, rows: pa.Table) -> featu
         for f in spec.features
     ]
     target = spec.target if spec.target.task == "classes" else train.label.of_target(spec.target, train.num_rows)
-    return features.FeatureSpec(features=tuple(fitted), target=target)
+    return replace(spec, features=tuple(fitted), target=target)
 
 
 def _quantiles(column: pa.ChunkedArray) -> tuple[float, ...]:

@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 
 from mlprod.config import Column
 from mlprod.errors import DataError, nearest
-from mlprod.features import RawColumn
 from mlprod.hashing import ByteValues, FixedValues, Values, float_words
+from mlprod.made import RawColumn
 
 _JOINED = re.compile(r"[,;|\t]")  # in a column's name: it is those of several, cut by another delimiter
 ARROW = {
@@ -235,9 +235,18 @@ def raw_column(column: pa.ChunkedArray | pa.Array) -> RawColumn:
     if pa.types.is_string(array.type):
         found = pc.dictionary_encode(array)
         codes = np.asarray(pc.fill_null(found.indices, 0))
-        return RawColumn(values=np.asarray(found.dictionary, dtype=np.str_), valid=valid, codes=codes)
+        words = np.asarray(found.dictionary, dtype=np.str_) if len(found.dictionary) else np.array([""])  # of nothing but nulls
+        return RawColumn(values=words, valid=valid, codes=codes)
+    if pa.types.is_timestamp(array.type):
+        array = pc.cast(array, pa.int64())
     zero = False if pa.types.is_boolean(array.type) else 0
     return RawColumn(values=np.asarray(pc.fill_null(array, zero)), valid=valid)
+
+
+def arrow_column(raw: RawColumn) -> pa.Array:
+    """Returns a raw column as Arrow has it."""
+    values = raw.values if raw.codes is None else raw.values[raw.codes]
+    return pa.array(values, mask=~raw.valid)
 
 
 def beyond_float32(column: pa.ChunkedArray | pa.Array) -> np.ndarray:

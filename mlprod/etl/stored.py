@@ -110,7 +110,7 @@ NOTHING: dict[str, Any] = {"batches": [], "duplicates": 0, "rows": [0] * len(SPL
 
 
 def _settled(etl: EtlConfig, rows: pa.Table) -> settle.Settled:
-    columns = (*(c.name for c in etl.columns if not c.derived), spilled_as(etl.label))
+    columns = (*(c.name for c in etl.columns if c.extracted), spilled_as(etl.label))
     unique = any(isinstance(rule, UniqueKey) for rule in etl.rules)
     return settle.settle(rows, settle.Rule(etl.dedup, columns, etl.key, etl.keep, unique))
 

@@ -42,7 +42,8 @@ class MLP(nnx.Module):
 
     DIMS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         r"embed/.+/table": ("vocab", "embed"),
-        r"standardize/(mean|scale)": ("feature",),
+        r"standardize/((mean|scale)|shape/(low|high|log)|ranks/first)": ("feature",),
+        r"standardize/(pieces|ranks|ranks/parts)/(low|inverse|mass)": ("feature", "bin"),
         r"hidden/\d+/kernel": ("in", "out"),
         r"hidden/\d+/bias": ("out",),
         r"head/kernel": ("in", "logit"),
@@ -55,7 +56,7 @@ class MLP(nnx.Module):
         widths = {f.name: embedding_width(f.num_ids, cfg.max_embedding) for f in features.categorical}
         self.standardize = Standardize(features, cfg.clip)
         self.embed = nnx.Dict({f.name: Embedding(f.num_ids, widths[f.name], rngs) for f in features.categorical})
-        sizes = [len(features.numeric) + sum(widths.values()), *cfg.hidden]
+        sizes = [self.standardize.width + sum(widths.values()), *cfg.hidden]
         linear = partial(nnx.Linear, promote_dtype=in_weights_dtype, rngs=rngs)
         self.hidden = nnx.List([linear(a, b) for a, b in pairwise(sizes)])
         self.dropout = nnx.Dropout(cfg.dropout)

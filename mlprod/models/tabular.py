@@ -23,7 +23,7 @@ from flax import nnx
 from mlprod.config import MUST, knob
 from mlprod.errors import ConfigError
 from mlprod.features import Feature, FeatureSpec
-from mlprod.models.layers import Embedding, in_weights_dtype
+from mlprod.models.layers import Embedding, check_quantiles, in_weights_dtype, pieces_of, shape_of, shaped
 from mlprod.models.mlp import embedding_width
 from mlprod.models.protocol import Batch, Constant, Sums
 from mlprod.objective import objective_of, weighted
@@ -44,9 +44,13 @@ class TabularConfig:
         """Returns the model for a dataset's features."""
         if 64 % self.bins:
             raise ConfigError(f"config.model.bins={self.bins} must divide 64, the parts of the quantiles that a dataset holds")
-        lacking = [f.name for f in features.numeric if not f.quantiles]
-        if lacking:
-            raise ConfigError(f"config.model: the dataset has no quantiles of {lacking[0]!r}; build it anew by `mlprod etl`")
+        check_quantiles(features.numeric)
+        other = next((f for f in features.numeric if f.scale != "model"), None)
+        if other is not None:
+            raise ConfigError(
+                f"config.etl.columns: {other.name!r} has scale={other.scale!r}, but TabularConfig scales numbers in its own way; "
+                f"leave scale='model', or take MLPConfig"
+            )
         return Tabular(self, features, rngs)
 
 
@@ -55,7 +59,8 @@ class Numbers(nnx.Module):
 
     def __init__(self, features: tuple[Feature, ...], bins: int, width: int, rngs: nnx.Rngs) -> None:
         """The piecewise part starts at 0, so that an embedding begins as a line."""
-        low, inverse = (np.stack(part) for part in zip(*(_bins(f, bins) for f in features), strict=True))
+        self.shape, features = shape_of(features), tuple(map(shaped, features))
+        low, inverse = (np.stack(part) for part in zip(*(pieces_of(f, bins) for f in features), strict=True))
         center, scale = (np.array(part, np.float32) for part in zip(*(_quartiles(f) for f in features), strict=True))
         self.low, self.inverse = Constant(jnp.asarray(low)), Constant(jnp.asarray(inverse))
         self.center, self.scale = Constant(jnp.asarray(center)), Constant(jnp.asarray(scale))
@@ -77,17 +82,9 @@ class Numbers(nnx.Module):
 
     def __call__(self, numeric: jax.Array) -> jax.Array:
         """Returns float32[B, F + F width] from float32[B, F]."""
+        numeric = numeric if self.shape is None else self.shape(numeric)
         embedded = jax.nn.relu(self.embedded(numeric)).reshape(numeric.shape[0], -1)
         return jnp.concatenate([self.scaled(numeric), embedded], axis=1)
-
-
-def _bins(feature: Feature, bins: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (low ends, 1 / widths), float32[bins] each; of bins that equal quantiles leave out, width 1 / 0: always 0."""
-    edges = np.unique(np.array(feature.quantiles[:: (len(feature.quantiles) - 1) // bins], np.float64))
-    low, inverse = np.zeros(bins, np.float32), np.zeros(bins, np.float32)
-    low[: len(edges) - 1] = edges[:-1]
-    inverse[: len(edges) - 1] = np.minimum(1 / np.diff(edges), np.finfo(np.float32).max)
-    return low, inverse
 
 
 def _quartiles(feature: Feature) -> tuple[float, float]:
@@ -103,7 +100,7 @@ class Tabular(nnx.Module):
     DIMS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         r"embed/.+/table": ("vocab", "embed"),
         r"numbers/(low|inverse)": ("feature", "bin"),
-        r"numbers/(center|scale)": ("feature",),
+        r"numbers/(center|scale|shape/(low|high|log))": ("feature",),
         r"numbers/(slope|bias)": ("feature", "embed"),
         r"numbers/pieces": ("feature", "bin", "embed"),
         r"member_scale": ("member", "out"),
