@@ -8,13 +8,14 @@ copied to this machine's folder for temporary files.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -42,14 +43,14 @@ def wrong_with(store: Store, dataset: str, published: Manifest, threads: int, te
         dataset: where `store` is: a folder or an address.
         tell: is given the bytes of each file that was read.
     """
-    found = [*_hashes(published), *_features(store, published), *_report(store, published)]
+    found = [*_hashes(published), *_features(store, published), *_report(store, published), *_indexes(store, published)]
     for split, shards in published.splits.items():
         found += _groups(published, split)
         with ThreadPoolExecutor(threads) as pool:
             read = list(pool.map(partial(_file, store, dataset, published, tell), shards))
         found += [line for lines, _ in read for line in lines]
-        ends = np.array([end for _, pair in read for end in pair], np.uint64)
-        if not any(lines for lines, _ in read) and not _ascending(ends):
+        runs = [np.concatenate([pair for _, pair in run]) for _, run in _by_version(shards, read)]
+        if not any(lines for lines, _ in read) and not all(map(_ascending, runs)):
             found.append(f"the files of {split} are not in the order of their rows' hashes")
     return found
 
@@ -113,10 +114,32 @@ def _report(store: Store, published: Manifest) -> Iterator[str]:
         yield f"{published.report}: it is of another version"
 
 
+def _by_version(shards: Sequence[Shard], things: Sequence[Any]) -> Iterator[tuple[str, list[Any]]]:
+    """Yields (folder, what belongs to its files): a version's own files lie in one, those of the versions before in others."""
+    pairs = zip(shards, things, strict=True)
+    for folder, run in groupby(pairs, key=lambda pair: pair[0].path.rpartition("/")[0]):
+        yield folder, [thing for _, thing in run]
+
+
 def _groups(published: Manifest, split: str) -> Iterator[str]:
-    sizes = published.group_sizes(split)
-    if any(rows != published.group_rows for rows in sizes[:-1]) or any(not 0 < r <= published.group_rows for r in sizes[-1:]):
+    shards = published.splits[split]
+    runs = [[rows for groups in run for rows in groups] for _, run in _by_version(shards, [shard.groups for shard in shards])]
+    if any(_misshapen(sizes, published.group_rows) for sizes in runs):
         yield f"{manifest.manifest_path(published.version)}: row groups of {split} are not of {published.group_rows} rows each"
+
+
+def _misshapen(sizes: Sequence[int], group_rows: int) -> bool:
+    """Whether any row group but a version's last is not full."""
+    return any(rows != group_rows for rows in sizes[:-1]) or any(not 0 < rows <= group_rows for rows in sizes[-1:])
+
+
+def _indexes(store: Store, published: Manifest) -> Iterator[str]:
+    for path, wanted in published.source.get("indexes", {}).items():
+        try:
+            if sha256_of(store.read(path)) != wanted:
+                yield f"{path}: its SHA-256 is not the manifest's"
+        except OSError as error:
+            yield f"{path}: {_told(error)}"
 
 
 # ---- the rows ----------------------------------------------------------------------------------------------------------

@@ -212,6 +212,10 @@ class SqlSource:
     watermark: str = knob("", "column that only grows, such as a time; '' for none", rule=DATA)
     start: str = knob("", "first watermark taken, inclusive; '' for all", rule=DATA)
     stop: str = knob("", "first watermark left out; '' for all", rule=DATA)
+    late: float = knob(
+        0.0, "etl.grow=`append`: how far behind the newest watermark rows are read again, for those that come late",
+        unit="seconds, or the watermark's units", low=0.0,
+    )  # fmt: skip
 
 
 @dataclass(kw_only=True, slots=True)
@@ -444,6 +448,16 @@ class EtlConfig:
     )  # fmt: skip
     keep: str = knob("", "dedup=`key`: the row with the largest value of this column; '': any, always the same", rule=DATA)
     split: ByGroup | ByHash | ByTime | ByColumn = knob(ByHash, "train, eval and test", rule=DATA)
+    exclude_keys: str = knob("", "CSV file with the columns of `key`: rows of these keys are in nothing that a build writes")
+    grow: str = knob(
+        "refit", "where the source has grown: a version is built anew, or new rows are appended and what was fitted stays",
+        choices=("refit", "append"),
+    )  # fmt: skip
+    drift: str = knob(
+        "refuse", "a column of the source that is new, missing or of another type than for the version before: an error, or "
+        "taken as far as it can be", choices=("refuse", "widen"),
+    )  # fmt: skip
+    keep_versions: int = knob(0, "older ones are removed when a new one is there; 0: none", low=0)
     storage: str = knob(
         "packed", "`packed` is 4 to 5 times faster to read; `columns` suits other tools", rule=DATA, choices=("packed", "columns")
     )

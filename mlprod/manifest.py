@@ -209,18 +209,18 @@ def read(dataset: Folder, version: int = 0) -> Manifest:
         raise DataError(f"{where}: not a manifest ({type(error).__name__}: {error}); remove it and run `mlprod etl`") from error
 
 
-def newest_build_key(dataset: Folder) -> str:
-    """Returns the `build_key` of the newest version, of whatever format; '' where there is none.
+def newest_format(dataset: Folder) -> int:
+    """Returns the format of the newest version; 0 where there is none.
 
     Raises:
         DataError: a file that is not a manifest.
     """
     known = versions(dataset)
     if not known:
-        return ""
+        return 0
     path = manifest_path(known[-1])
     try:
-        return str(json.loads(dataset.read(path))["build_key"])
+        return int(json.loads(dataset.read(path))["format"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{dataset.location}/{path}: not a manifest ({type(error).__name__}: {error}); remove it and run `mlprod etl`"

@@ -289,12 +289,26 @@ def _validate_roles(etl: EtlConfig) -> None:
     label = etl.label.column
     _validate_label(etl)
     _validate_tokens(etl)
+    _validate_growth(etl)
     _validate_made(etl)
     _validate_rules(etl)
     if label in (*from_source, *names):
         raise ConfigError(f"config.etl.label.column={label!r} is also in config.etl.columns; the label must not be a feature")
     if not isinstance(etl.label, NextToken) and not any(column.role == "feature" for column in etl.columns):
         raise ConfigError("config.etl.columns has no column with role 'feature'")
+
+
+def _validate_growth(etl: EtlConfig) -> None:
+    """What is read again must be told from what is new, and who is forgotten from others."""
+    if etl.exclude_keys and not etl.key:
+        raise ConfigError(f"config.etl.exclude_keys={etl.exclude_keys!r} needs config.etl.key, the columns that it names")
+    if etl.grow == "append" and isinstance(etl.label, NextToken):
+        raise ConfigError("config.etl.grow='append' is not for texts, which are packed one behind the other; leave it at 'refit'")
+    if etl.grow == "append" and etl.dedup == "none" and isinstance(etl.source, SqlSource):
+        raise ConfigError(
+            "config.etl.grow='append' of a table needs dedup='exact' or 'key': rows that are read again could not be told from "
+            "new ones"
+        )
 
 
 def _validate_made(etl: EtlConfig) -> None:

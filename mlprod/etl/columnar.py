@@ -86,6 +86,12 @@ def stored_types(path: str) -> dict[str, str]:
     return found
 
 
+def declared_types(path: str) -> dict[str, str]:
+    """Returns {column: its Arrow type} of a Parquet file; of those that its folders name, text."""
+    found = {field.name: str(field.type) for field in _open(path).schema_arrow}
+    return found | dict.fromkeys(partitions(path), "string")
+
+
 def _type_of(kind: pa.DataType) -> str:
     """Returns the type that holds every value of an Arrow type, "" where its values must be looked at."""
     if pa.types.is_dictionary(kind):

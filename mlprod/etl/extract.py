@@ -6,7 +6,7 @@ Price: every row is held once, a chunk at a time, and written to disk once.
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial, singledispatch
 from pathlib import Path
@@ -20,14 +20,16 @@ from mlprod import manifest
 from mlprod.config import AnyLabel, Column, EtlConfig, NextToken
 from mlprod.cores import num_cores
 from mlprod.errors import DataError
-from mlprod.etl import bad_rows, report, rules, sources, spill, split
+from mlprod.etl import bad_rows, drift, exclude, report, rules, sources, spill, split
 from mlprod.etl.bad_rows import Bad, Sorted, as_it_is, sorted_out
 from mlprod.etl.derive import check_hook, derive
+from mlprod.etl.exclude import Excluded
 from mlprod.etl.files import Copies
+from mlprod.etl.growth import Unread
 from mlprod.etl.identity import Identity, rows_bytes
 from mlprod.etl.label import label_column, said, spilled_as
 from mlprod.etl.lookups import LookupTable, read_lookup
-from mlprod.etl.schema import FLOAT32_MAX, Loose, beyond_float32, hashable
+from mlprod.etl.schema import FLOAT32_MAX, Loose, beyond_float32, hashable, with_nulls
 from mlprod.etl.settle import KEY, LABEL, ROW, SPLIT, key_hashes
 from mlprod.etl.tasks import Tasks
 from mlprod.hashing import hash_columns
@@ -89,25 +91,35 @@ class Reading:
     bits: int  # of the hash, by which buckets are cut
     together: int  # parts a task
     held_bytes: int  # of rows that wait to be spilled
+    excluded: Excluded
+    lacking: Mapping[str, Sequence[str]]  # file -> columns that it has not, where that is allowed
 
     def parts(self) -> list[list[Any]]:
         """Returns what tasks read: some parts each."""
+        missing = {name for names in self.lacking.values() for name in names}
         with self.copies.told():
-            found = sources.parts(self.source, [c.name for c in self.columns], self.chunk_rows)
+            found = sources.parts(self.source, [c.name for c in self.columns if c.name not in missing], self.chunk_rows)
         return [found[i : i + self.together] for i in range(0, len(found), self.together)]
 
     def chunks(self, parts: Sequence[Any]) -> Iterator[pa.Table | Loose]:
         """Yields the rows of some parts, see `sources.read`."""
         with self.copies.told():
             for part in parts:
-                yield from sources.read(self.source, part, self.columns, self.chunk_rows)
+                yield from self._read(part)
+
+    def _read(self, part: Any) -> Iterator[pa.Table | Loose]:
+        """Yields the rows of a part, see `sources.read`; what its file lacks is missing in them."""
+        lacking = self.lacking.get(part.path, ()) if self.lacking else ()
+        there = [c for c in self.columns if c.name not in lacking]
+        for chunk in sources.read(self.source, part, there, self.chunk_rows):
+            yield with_nulls(chunk, [c for c in self.columns if c.name in lacking]) if lacking else chunk
 
     def rows(self, etl: EtlConfig, parts: Sequence[Any]) -> Iterator[Sorted]:
         """Yields the rows of parts in their declared types, with what the lookups add; and those that are not of them."""
         with self.copies.told():
             for part in parts:
                 before = 0
-                for chunk in sources.read(self.source, part, self.columns, self.chunk_rows):
+                for chunk in self._read(part):
                     some = self._sorted(etl, part, before, chunk)
                     before += some.num_rows
                     yield some
@@ -143,8 +155,8 @@ def _(label: NextToken, etl: EtlConfig, identity: Identity) -> tuple[EtlConfig, 
     return replace(etl, chunk_rows=min(etl.chunk_rows, fitting)), replace(identity, expected_bytes=size)
 
 
-def plan_reading(etl: EtlConfig, tasks: Tasks, expected_bytes: int) -> Reading:
-    """Returns how this build reads its source: as its first attempt decided."""
+def plan_reading(etl: EtlConfig, tasks: Tasks, expected_bytes: int, unread: Unread) -> Reading:
+    """Returns how this build reads what is unread of its source: as its first attempt decided."""
     work, boot = tasks.work, Path("/proc/sys/kernel/random/boot_id")
     columns = (*source_columns(etl), label_column(etl.label))
     left, since = work / "reading.json", boot.read_text().strip() if boot.is_file() else ""
@@ -156,12 +168,16 @@ def plan_reading(etl: EtlConfig, tasks: Tasks, expected_bytes: int) -> Reading:
         plan = {"chunk_rows": etl.chunk_rows, "bits": bits, "together": min(max(chunks // MANY, 1), TOGETHER)}
         manifest.write_atomically(left, json.dumps({"boot": since, **plan}))
     plan, lookups = json.loads(left.read_text()), [read_lookup(x, etl.columns) for x in etl.lookups]
-    sources.check_header(etl.source, [c.name for c in columns])
-    source, copies = sources.unpacked(etl.source, work / "files", partial(tasks.run, "unpack"))
+    widen = etl.drift == "widen"
+    if not widen:
+        sources.check_header(etl.source, [c.name for c in columns])
+    source, copies = sources.unpacked(unread.source, work / "files", partial(tasks.run, "unpack"), unread.without)
+    lacking = drift.lacking(source, [c.name for c in columns]) if widen else {}
     source = sources.planned(source, plan["chunk_rows"], partial(tasks.run, "cut"))
     together = max(plan["together"] // sources.part_chunks(source), 1)
     held_bytes = etl.memory_bytes // tasks.workers // HELD
-    return Reading(source, copies, columns, lookups, plan["chunk_rows"], plan["bits"], together, held_bytes)
+    left_out = exclude.read(etl)
+    return Reading(source, copies, columns, lookups, plan["chunk_rows"], plan["bits"], together, held_bytes, left_out, lacking)
 
 
 @dataclass(frozen=True)
@@ -177,8 +193,12 @@ class Extracted:
         return replace(self, counts=report.merged([self.counts, more]), bad_rows=[*self.bad_rows, *bad_rows])
 
 
-def extract(etl: EtlConfig, tasks: Tasks, reading: Reading) -> Extracted:
-    """Reads the source, a task a part, into files cut by key hash, so that all rows of a key meet in one bucket."""
+def extract(etl: EtlConfig, tasks: Tasks, reading: Reading, *, may_be_none: bool = False) -> Extracted:
+    """Reads the source, a task a part, into files cut by key hash, so that all rows of a key meet in one bucket.
+
+    Raises:
+        DataError: a row is not what the config says, and there is no policy for that; none is left, unless there `may_be_none`.
+    """
     parts = reading.parts()
     check_hook(etl, (found.rows for some in parts for found in reading.rows(etl, some)), partial(rules.check_expressions, etl))
     done = tasks.run(
@@ -187,22 +207,36 @@ def extract(etl: EtlConfig, tasks: Tasks, reading: Reading) -> Extracted:
         rows=lambda left: left["counts"]["read"],
     )
     counts = report.merged([report.Counts(**left["counts"]) for left in done.values()])
+    bad = [path for name in done if (path := tasks.work / "extract" / f"{name}.bad").is_file()]
+    extracted = Extracted(counts, {f"{name}.arrow": left["batches"] for name, left in done.items()}, bad)
+    _check_shares(etl, counts)
+    if not may_be_none:
+        _check_any(etl, counts)
+    return extracted
+
+
+def _check_any(etl: EtlConfig, counts: report.Counts) -> None:
+    """Raises DataError where no row is left."""
     if not counts.read:
         raise DataError("the source has no rows; check config.etl.source and its filters")
     if counts.read == counts.bad:
         raise DataError(f"none of the {counts.read} rows is what config.etl.columns says; config.etl.bad_rows='refuse' tells why")
     if counts.read == counts.bad + counts.without_label:
         raise DataError(f"none of the {counts.read} rows has a value in config.etl.label.column={etl.label.column!r}")
+    if counts.excluded and not counts.labelled:
+        raise DataError("config.etl.exclude_keys leaves out every row; is it the right file?")
+    if counts.num_broken == counts.labelled:
+        raise DataError(f"no row with a label keeps to config.etl.rules; the first: {counts.first_broken()}")
+
+
+def _check_shares(etl: EtlConfig, counts: report.Counts) -> None:
+    """Raises DataError where more rows are bad, or break a rule, than may."""
     if counts.bad > etl.most_bad * counts.read:
         raise DataError(
             f"{counts.bad:,} of {counts.read:,} rows are not what config.etl.columns says, more than config.etl.most_bad="
             f"{etl.most_bad:g} allows; bad_rows='refuse' tells the first; mend them, or raise most_bad"
         )
     rules.check_shares(etl, counts)
-    if counts.num_broken == counts.labelled:
-        raise DataError(f"no row with a label keeps to config.etl.rules; the first: {counts.first_broken()}")
-    bad = [path for name in done if (path := tasks.work / "extract" / f"{name}.bad").is_file()]
-    return Extracted(counts, {f"{name}.arrow": left["batches"] for name, left in done.items()}, bad)
 
 
 def extract_part(etl: EtlConfig, reading: Reading, work: Path, number: int, parts: Sequence[Any]) -> dict[str, Any]:
@@ -210,8 +244,9 @@ def extract_part(etl: EtlConfig, reading: Reading, work: Path, number: int, part
     counts, left_out = report.Counts(), list[Bad]()
     with spill.Spill(work / "extract" / f"{number:06d}.arrow", reading.held_bytes) as out:
         for found in reading.rows(etl, parts):
-            labelled = _labelled(etl, found)
             counts.read += found.num_rows
+            found = _not_excluded(reading.excluded, found, counts)
+            labelled = _labelled(etl, found)
             counts.bad += len(found.bad)
             counts.without_label += found.rows.num_rows - labelled.rows.num_rows
             kept, broken = _ruled(etl, labelled, derive(etl, labelled.rows), counts)
@@ -224,6 +259,16 @@ def extract_part(etl: EtlConfig, reading: Reading, work: Path, number: int, part
             counts.quarantined = len(left_out)
     bad_rows.write(work / "extract" / f"{number:06d}.bad", left_out)
     return {"counts": asdict(counts), "batches": out.batches}
+
+
+def _not_excluded(excluded: Excluded, found: Sorted, counts: report.Counts) -> Sorted:
+    """Returns the rows whose keys are not left out; counts the others."""
+    wanted = ~excluded.among(found.rows)
+    counts.excluded += found.rows.num_rows - int(wanted.sum())
+    bad = {i: row for i, row in found.bad.items() if not excluded.has(row["values"])}
+    counts.excluded += len(found.bad) - len(bad)
+    rows = found.rows if wanted.all() else found.rows.filter(pa.array(wanted))
+    return Sorted(rows, found.at[wanted], found.where, bad)
 
 
 def _labelled(etl: EtlConfig, found: Sorted) -> Sorted:

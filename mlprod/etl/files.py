@@ -10,7 +10,7 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,10 +250,14 @@ class Copies:
             raise type(error)(self.original(str(error))) from error
 
 
-def places(path: str, encoding: str, folder: Path) -> Copies:
-    """Returns where the plain copies of a path's files belong below `folder`; no copies where all are plain as they lie."""
-    names = files_of(path)
-    if all(is_plain(name, encoding) for name in names):
+def places(path: str, encoding: str, folder: Path, without: Collection[str] = ()) -> Copies:
+    """Returns where the plain copies of a path's files belong below `folder`; no copies where all are plain as they lie.
+
+    Args:
+        without: files that are not wanted; copies, or links, are then made of all others.
+    """
+    names = [name for name in files_of(path) if name not in without]
+    if not without and all(is_plain(name, encoding) for name in names):
         return Copies(path, {})
     copies = {}
     for i, name in enumerate(names):

@@ -263,7 +263,7 @@ def classes(over: Mapping[str, Over], column: Column) -> tuple[tuple[str, ...], 
         for found in some(partial(_value_counts, [column])):
             counts[split].update(found[column.name])
     names = tuple(sorted(set().union(*counts.values())))
-    return names, tuple(counts["train"][name] for name in names)
+    return names, tuple(counts["train"][name] if "train" in counts else 0 for name in names)
 
 
 def _fills(over: Over, columns: Sequence[Column]) -> dict[str, float]:

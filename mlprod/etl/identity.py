@@ -1,5 +1,6 @@
 """What tells whether a source is the one that was read: a database by its query and counts, files by their bytes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,13 @@ class Identity:
     stable: bool
     rows: int  # about
     stamps: tuple[tuple[int, int], ...] = field(default=(), compare=False)  # of files: see `files.stamps`
+
+
+def files_in(description: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns what identifies each file of a source of files, in the order of their names; none of a database."""
+    one = {name: description[name] for name in ("bytes", "sha256", "changed", "partitions") if name in description}
+    found: list[dict[str, Any]] = description["files"] if "files" in description else [one] if one else []
+    return found
 
 
 def rows_bytes(rows: int, num_columns: int) -> int:

@@ -100,7 +100,7 @@ def _of_numbers(parts: Mapping[str, pa.Array]) -> dict[str, Any]:
         told["histogram"] = {"edges": edges.tolist(), **counts}
     if "eval" in parts:
         deciles = np.unique(train[(np.arange(1, 10) * len(train)) // 10])
-        told |= _drift(*(_decile_counts(numbers[split], deciles, parts[split].null_count) for split in ("train", "eval")))
+        told |= drift(*(decile_counts(numbers[split], deciles, parts[split].null_count) for split in ("train", "eval")))
     return told | ({"ks": ks(train, held_out)} if len(held_out) else {})
 
 
@@ -129,7 +129,7 @@ def bin_edges(values: np.ndarray, *, whole: bool) -> np.ndarray:
     return np.unique(low * (1 - at) + high * at)  # high - low may be beyond float64
 
 
-def _decile_counts(values: np.ndarray, deciles: np.ndarray, missing: int) -> np.ndarray:
+def decile_counts(values: np.ndarray, deciles: np.ndarray, missing: int) -> np.ndarray:
     """Returns how many of float64[K] lie up to each decile, above the last, and are missing."""
     return np.append(np.bincount(np.searchsorted(deciles, values), minlength=len(deciles) + 1), missing)
 
@@ -164,7 +164,7 @@ def _of_values(parts: Mapping[str, pa.Array]) -> dict[str, Any]:
     at = np.asarray(pc.select_k_unstable(seen, CATEGORIES, [("train", "descending"), ("value", "ascending")])).astype(np.int64)
     told: dict[str, Any] = {"frequent": _listed(encoded.dictionary, counts, at[:FREQUENT])}
     if "eval" in parts:
-        told |= _drift(*(_category_counts(counts[split], at) for split in ("train", "eval")))
+        told |= drift(*(_category_counts(counts[split], at) for split in ("train", "eval")))
     return told
 
 
@@ -190,7 +190,7 @@ def psi(expected: np.ndarray, actual: np.ndarray) -> float:
     return float(((a - e) * np.log(a / e)).sum())
 
 
-def _drift(train: np.ndarray, held_out: np.ndarray) -> dict[str, Any]:
+def drift(train: np.ndarray, held_out: np.ndarray) -> dict[str, Any]:
     """Returns the index of rows in each bin, int64[K] each, and the one that only one in thousands of samples has by chance.
 
     Without drift it is (1/N + 1/M) times a chi-square of K - 1 (Yurdakul, Naranjo: "Statistical properties of the population

@@ -21,8 +21,9 @@ import pyarrow as pa
 from mlprod import __version__, compare, features, manifest
 from mlprod.config import AnyLabel, Column, Config, EtlConfig, NextToken
 from mlprod.errors import DataError
-from mlprod.etl import bad_rows, fit, pack, page, report
+from mlprod.etl import bad_rows, fit, growth, index, newcomers, pack, page, report
 from mlprod.etl.extract import Extracted
+from mlprod.etl.growth import Parent
 from mlprod.etl.label import check_labels
 from mlprod.etl.schema import raw_column
 from mlprod.etl.settle import LABEL
@@ -44,6 +45,7 @@ class Build:
     key: str  # see `run.build_key`
     source: Mapping[str, Any]  # what is to be kept of it
     began: float  # by `time.monotonic`
+    parent: Parent | None  # the version that the rows are appended to
 
 
 class Content(Protocol):
@@ -105,6 +107,26 @@ class Examples:
     ) -> dict[str, Any]:
         """Returns the data report, but for the seconds."""
         return report.body(dataset, self.etl, published, written, counts, spec, self._sample)
+
+
+@dataclass(frozen=True)
+class Appended(Examples):
+    """Rows that are appended to a version, by the transform that was fitted for it."""
+
+    parent: Parent
+
+    def fitted(self, written: Mapping[str, Written]) -> features.FeatureSpec:
+        """Returns the transform of the version that is appended to."""
+        return self.spec
+
+    def report(
+        self, dataset: str, published: Manifest, written: Mapping[str, Written], counts: report.Counts, spec: features.FeatureSpec
+    ) -> dict[str, Any]:
+        """Returns the report of the rows that are new, and of how they differ from those before, but for the seconds."""
+        before = self.parent.version.splits["train"]
+        new = [shard for split in written.values() for shard in split.shards]
+        found = newcomers.differences(Path(dataset), published.columns, spec, before, new)
+        return report.of_growth(dataset, self.etl, published, written, counts, found)
 
 
 @singledispatch
@@ -204,10 +226,10 @@ def publish(build: Build, tasks: Tasks, extracted: Extracted, stored: Stored) ->
     Raises:
         DataError: there are no training rows, a feature has no value in them, or they all have one label.
     """
-    cfg, counts, dataset = build.cfg, extracted.counts, Path(build.cfg.dataset)
-    if not stored.num_rows(SPLITS.index("train")):
+    cfg, counts, dataset, parent = build.cfg, extracted.counts, Path(build.cfg.dataset), build.parent
+    if parent is None and not stored.num_rows(SPLITS.index("train")):
         raise DataError("the split left no training rows; lower config.etl.split.eval and .test, or split by a finer column")
-    content = content_of(build.etl.label, build.etl, tasks, stored)
+    content = _appended(build, tasks, parent, stored) if parent else content_of(build.etl.label, build.etl, tasks, stored)
     etl = content.etl
     version = (manifest.versions(open_store(cfg.dataset)) or [0])[-1] + 1
     if not (tasks.work / "write").exists():
@@ -215,16 +237,19 @@ def publish(build: Build, tasks: Tasks, extracted: Extracted, stored: Stored) ->
     written = write_splits(etl, content.spec, dataset, f"files/{version:06d}", tasks, content.rows)
     spec = content.fitted(written)
     columns, text = stored_columns(etl, spec), features.dumps(spec)
-    splits = {name: split.shards for name, split in written.items()}
+    splits = {name: (*(parent.version.splits[name] if parent else ()), *split.shards) for name, split in written.items()}
     to_disk(dataset / "files" / f"{version:06d}")
+    path = parent.version.features if parent else f"features/{version:06d}.json"
+    source = {**build.source, "indexes": _indexed(build, tasks.work, dataset, version)}
     published = Manifest(
-        format=manifest.FORMAT, version=version, parent=0, build_key=build.key,
+        format=manifest.FORMAT, version=version, parent=parent.version.version if parent else 0, build_key=build.key,
         dataset_id=manifest.content_id(columns, text, splits), config=compare.data_json(cfg.etl),
         group_rows=etl.group_rows, hash_version=HASH_VERSION, hash_seed=etl.hash_seed, storage=etl.storage, hash_order=True,
-        columns=columns, splits=splits, features=f"features/{version:06d}.json", features_sha256=manifest.sha256_text(text),
-        report=f"reports/{version:06d}.json", source={**build.source, "rows_read": counts.read, "mlprod": __version__},
+        columns=columns, splits=splits, features=path, features_sha256=manifest.sha256_text(text),
+        report=f"reports/{version:06d}.json", source={**source, "rows_read": counts.read, "mlprod": __version__},
     )  # fmt: skip
-    manifest.write_atomically(dataset / published.features, text)
+    if parent is None:
+        manifest.write_atomically(dataset / published.features, text)
     content.keep(dataset, version)
     if counts.quarantined:
         bad_rows.gather(extracted.bad_rows, dataset / report.quarantine(version))
@@ -232,6 +257,37 @@ def publish(build: Build, tasks: Tasks, extracted: Extracted, stored: Stored) ->
     _write_report(dataset / published.report, {**told, "seconds": time.monotonic() - build.began})
     manifest.write(dataset, published)
     return published
+
+
+def _appended(build: Build, tasks: Tasks, parent: Parent, stored: Stored) -> Content:
+    """Returns what rows become that are appended to a version.
+
+    Raises:
+        DataError: one is of a class that the version does not know.
+    """
+    target = parent.spec.target
+    if target.task == "classes":
+        with tasks.lines.phase("fit") as phase:
+            over = {
+                split: partial(tasks.map, inputs=list(stored.of_split(code, [LABEL])), phase=phase)
+                for code, split in enumerate(SPLITS)
+            }
+            found, _ = fit.classes(over, Column(name=LABEL, type="string"))
+        new = sorted(set(found) - set(target.classes))
+        if new:
+            raise DataError(
+                f"new rows are of {len(new)} class(es) of {target.column!r} that version {parent.version.version} does not know, "
+                f"such as {new[0]!r}; build anew by config.etl.grow='refit'"
+            )
+    return Appended(build.etl, parent.spec, stored, parent)
+
+
+def _indexed(build: Build, work: Path, dataset: Path, version: int) -> Mapping[str, str]:
+    """Writes the index of the rows where later ones are to be appended; returns {path: SHA-256} of it and those before."""
+    if build.etl.grow != "append":
+        return {}
+    parts = sorted((work / "index").glob("*.parquet"))
+    return growth.lineage(build.parent, version, index.gather(parts, dataset / index.index_path(version)))
 
 
 def _write_report(path: Path, told: Mapping[str, Any]) -> None:

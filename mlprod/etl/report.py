@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlprod.config import Column, EtlConfig
+from mlprod.etl import newcomers
 from mlprod.etl.label import described
 from mlprod.etl.profile import Profile, profiles
 from mlprod.etl.settle import LABEL
@@ -29,6 +30,8 @@ class Counts:
     bad: int = 0
     without_label: int = 0
     duplicates: int = 0
+    known: int = 0  # rows that a version before has, or, with dedup `key`, whose key it has
+    excluded: int = 0  # rows of keys that the config leaves out
     broken: dict[str, int] = field(default_factory=dict)  # by the words of the rule that a row breaks first
     firsts: dict[str, str] = field(default_factory=dict)  # by the same: the first of them, and why
     quarantined: int = 0  # of those that are bad or break a rule: written down
@@ -39,7 +42,12 @@ class Counts:
     @property
     def labelled(self) -> int:
         """Rows that are what the config says, with a label."""
-        return self.read - self.bad - self.without_label
+        return self.read - self.bad - self.excluded - self.without_label
+
+    @property
+    def usable(self) -> int:
+        """Rows that were not left out when they were read."""
+        return self.labelled - self.num_broken
 
     @property
     def num_broken(self) -> int:
@@ -75,6 +83,8 @@ def merged(parts: Sequence[Counts]) -> Counts:
         whole.without_label += part.without_label
         whole.duplicates += part.duplicates
         whole.quarantined += part.quarantined
+        whole.known += part.known
+        whole.excluded += part.excluded
         whole.firsts = part.firsts | whole.firsts
         for rule, rows in part.broken.items():
             whole.broken[rule] = whole.broken.get(rule, 0) + rows
@@ -116,7 +126,7 @@ def body(
     tables: Mapping[str, pa.Table],
 ) -> dict[str, Any]:
     """Returns the report as JSON data, but for the seconds; `tables`: rows of each split, see `stored.sample`."""
-    labelled = counts.labelled - counts.num_broken
+    labelled = counts.usable
     splits = _splits(written)
     shown = [*_label_shown(etl), *etl.columns]
     seen = profiles({split: _with_label(table, shown) for split, table in tables.items()}, shown, spec)
@@ -147,13 +157,30 @@ def of_texts(
     }  # fmt: skip
 
 
+def of_growth(
+    dataset: str,
+    etl: EtlConfig,
+    published: Manifest,
+    written: Mapping[str, Written],
+    counts: Counts,
+    found: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Returns the report of rows that are appended, but for the seconds; `found`: see `newcomers.differences`."""
+    new, all_rows = sum(w.num_rows for w in written.values()), sum(map(published.num_rows, published.splits))
+    return {
+        **_about(dataset, etl, published, counts, kept=new),
+        "appended": {"to": published.parent, "rows_before": all_rows - new, "drift": list(found)},
+        "splits": _splits(written), "sample": {}, "columns": [], "warnings": list(newcomers.warnings(found)),
+    }  # fmt: skip
+
+
 def _about(dataset: str, etl: EtlConfig, published: Manifest, counts: Counts, kept: int) -> dict[str, Any]:
     return {
         "dataset": dataset, "version": published.version, "dataset_id": published.dataset_id,
         "label": {"column": etl.label.column, "task": etl.label.task, "says": described(etl.label)},
         "rows": {
             "read": counts.read, "bad": counts.bad, "without_label": counts.without_label, "duplicates": counts.duplicates,
-            "broken": counts.num_broken, "kept": kept,
+            "broken": counts.num_broken, "excluded": counts.excluded, "known": counts.known, "kept": kept,
         },
         "rules": counts.broken,
         "quarantine": quarantine(published.version) if counts.quarantined else "",
@@ -184,7 +211,8 @@ def _with_label(table: pa.Table, shown: Sequence[Column]) -> pa.Table:
 # ---- for people --------------------------------------------------------------------------------------------------------
 
 DROPPED = {
-    "bad": "not what the config says", "without_label": "no label", "broken": "they break a rule", "duplicates": "duplicates",
+    "bad": "not what the config says", "without_label": "no label", "broken": "they break a rule", "excluded": "of excluded keys",
+    "known": "of a version before", "duplicates": "duplicates",
 }  # fmt: skip
 
 
@@ -273,6 +301,9 @@ def show(report: Mapping[str, Any]) -> None:
             console.print(f"{rows[reason]:,} left out: {words}{where}", markup=False, soft_wrap=True)
     for rule, count in report.get("rules", {}).items():
         console.print(f"  {count:,} not so: {visible(rule)}", markup=False, soft_wrap=True)
+    if "appended" in report:
+        told = report["appended"]
+        console.print(f"appended to version {told['to']}, which has {told['rows_before']:,} rows; the new ones:", markup=False)
     splits = Table("split", box=SIMPLE_HEAD, pad_edge=False)
     for head in ("rows", MEANS[task_of(report)], "files", "MB"):
         splits.add_column(head, justify="right")

@@ -13,16 +13,18 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlprod import compare, manifest
-from mlprod.config import Config, EtlConfig
+from mlprod.config import Config, EtlConfig, JsonLinesSource
 from mlprod.console import PhaseLines
 from mlprod.cores import num_cores
 from mlprod.errors import DataError, WorkdirError
-from mlprod.etl import infer, report, rules, sources, tokenize
+from mlprod.etl import drift, exclude, growth, infer, report, retention, rules, sources, tokenize
 from mlprod.etl.extract import extract, plan_reading, sized, source_columns
 from mlprod.etl.identity import Identity
+from mlprod.etl.index import Index
 from mlprod.etl.label import label_column
 from mlprod.etl.lookups import lookup_identity
 from mlprod.etl.pool import pool_of, sendable
@@ -31,7 +33,7 @@ from mlprod.etl.stored import settle_all
 from mlprod.etl.tasks import Tasks
 from mlprod.etl.work import check_folders, check_room, held, sweep, told_of_failures, work_folder
 from mlprod.hashing import HASH_VERSION
-from mlprod.manifest import Manifest
+from mlprod.manifest import SPLITS, Manifest
 from mlprod.store import is_remote, open_store
 
 ETL_VERSION = 2  # of this program: another version builds anew
@@ -46,18 +48,27 @@ def build_key(etl: EtlConfig, identity: Identity) -> str:
         "source": identity.description,
         "lookups": lookups,
         "nonce": "" if identity.stable else time.time_ns(),
+        **({"excluded_keys": exclude.identity(etl)} if etl.exclude_keys else {}),
         **tokenize.identity(etl.label),
     }
     return manifest.sha256_text(manifest.canonical(parts))[:32]
 
 
-def _built(cfg: Config, key: str) -> Manifest | None:
-    """Returns the newest version when it is the one that `key` would build; one of another format has another key."""
+def _newest(cfg: Config) -> Manifest | None:
+    """Returns the newest version; None where there is none, or one of another format."""
     store = open_store(cfg.dataset)
     try:
-        return manifest.read(store) if manifest.newest_build_key(store) == key else None
+        return manifest.read(store) if manifest.newest_format(store) == manifest.FORMAT else None
     except OSError as error:
         raise WorkdirError(f"config.dataset={cfg.dataset!r} cannot be read: {error}; give another folder") from error
+
+
+def _built(etl: EtlConfig, newest: Manifest | None, key: str) -> Manifest | None:
+    """Returns the newest version when it is what `key` would build; by appending, one that was appended to by as much is too."""
+    if newest is None:
+        return None
+    there = growth.base_key(newest) if etl.grow == "append" and newest.source.get("indexes") else newest.build_key
+    return newest if there == key else None
 
 
 def build(cfg: Config) -> tuple[Manifest, bool]:
@@ -78,44 +89,86 @@ def build(cfg: Config) -> tuple[Manifest, bool]:
     with PhaseLines(wanted=cfg.tracking.progress) as lines:
         with lines.phase("identify", sources.num_bytes(etl.source), "MB") as phase:
             identity = sources.identify(etl.source, names, phase.add)
-        key = build_key(etl, identity)
-        built, work = _built(cfg, key), work_folder(dataset, key)
-        if built is not None and not work.exists():
+        base, newest = build_key(etl, identity), _newest(cfg)
+        built = _built(etl, newest, base)
+        if built is not None and not work_folder(dataset, built.build_key).exists():
             return built, False
-        with held(dataset), told_of_failures(dataset, work):
-            built = _built(cfg, key)  # another process may have built it while this one waited
-            published = built or _build(cfg, key, identity, names, work, lines, began)
-            shutil.rmtree(work, ignore_errors=True)  # of a build that is published, maybe by an attempt that was killed here
-    return published, built is None
+        with held(dataset):
+            newest = _newest(cfg)  # another process may have built it while this one waited
+            built = _built(etl, newest, base)
+            parent = None if built else growth.parent_of(dataset, etl, newest, exclude.identity(etl))
+            key = built.build_key if built else growth.key(base, parent)
+            work = work_folder(dataset, key)
+            with told_of_failures(dataset, work):
+                job = Job(cfg, base, key, parent, newest, identity, names, work, began)
+                published = built or _build(job, lines)
+                shutil.rmtree(work, ignore_errors=True)  # of a build that is published, maybe by an attempt that was killed here
+                retention.prune(dataset, etl.keep_versions)
+    return published, published is not newest
 
 
-def _build(
-    cfg: Config, key: str, identity: Identity, names: Sequence[str], work: Path, lines: PhaseLines, began: float
-) -> Manifest:
-    """Does the tasks that are left, and publishes."""
+@dataclass(frozen=True)
+class Job:
+    """What is to be built."""
+
+    cfg: Config
+    base: str  # see `growth.base_key`
+    key: str
+    parent: growth.Parent | None
+    newest: Manifest | None
+    identity: Identity
+    names: Sequence[str]  # of the source's columns
+    work: Path
+    began: float
+
+
+def _build(job: Job, lines: PhaseLines) -> Manifest:
+    """Does the tasks that are left, and publishes; where nothing is new, returns the version that there is."""
+    cfg, work, parent, names = job.cfg, job.work, job.parent, job.names
     dataset, workers = Path(cfg.dataset), cfg.etl.workers or num_cores()
-    etl, identity = sized(cfg.etl.label, cfg.etl, identity)
+    schema = drift.schema_of(cfg.etl.source)
+    _check_drift(cfg.etl, job.newest)
+    unread = growth.unread(cfg.etl, job.identity, parent)
+    if parent and unread.nothing:
+        return parent.version
+    etl, identity = sized(cfg.etl.label, cfg.etl, job.identity)
     check_folders(dataset)
     sweep(dataset, work)
-    check_room(dataset, work, identity.expected_bytes)
+    check_room(dataset, work, int(identity.expected_bytes * unread.share))
     work.mkdir(parents=True, exist_ok=True, mode=0o700)
     with pool_of(cfg.etl.executor, workers) as pool:
         tasks = Tasks(work, workers, lines, pool)
-        reading = plan_reading(etl, tasks, identity.expected_bytes)
+        etl = infer.with_types(etl, parent.version.source["types"]) if parent else etl
+        reading = plan_reading(etl, tasks, int(identity.expected_bytes * unread.share), unread)
         etl, reading, types = infer.resolved(etl, tasks, reading)
         etl = sendable(etl)
-        extracted = extract(etl, tasks, reading)
-        if not sources.unchanged(etl.source, names, identity):
+        extracted = extract(etl, tasks, reading, may_be_none=parent is not None)
+        if parent and not extracted.counts.usable:
+            return parent.version
+        if not sources.unchanged(cfg.etl.source, names, job.identity):
             shutil.rmtree(work)
             raise DataError("the source changed while it was read (its count or watermark differs); run `mlprod etl` again")
-        stored, left_out = settle_all(etl, tasks, reading, extracted.index)
+        stored, left_out = settle_all(etl, tasks, reading, extracted.index, parent.index if parent else Index(()))
         extracted = extracted.with_counts(left_out, sorted(work.glob("settle/*.bad")))
         rules.check_shares(etl, extracted.counts)
-        source = {**identity.description, "types": types}
-        published = publish(Build(cfg=cfg, etl=etl, key=key, source=source, began=began), tasks, extracted, stored)
+        if parent and not any(stored.num_rows(code) for code in range(len(SPLITS))):
+            return parent.version
+        source = {
+            **identity.description, "types": parent.version.source["types"] if parent else types, "schema": schema,
+            "base_key": job.base, "excluded_keys": exclude.identity(etl),
+        }  # fmt: skip
+        done = Build(cfg=cfg, etl=etl, key=job.key, source=source, began=job.began, parent=parent)
+        published = publish(done, tasks, extracted, stored)
     if tasks.taken.total():
         print(f"mlprod: {tasks.taken.total()} task(s) had been done by an attempt before", file=sys.stderr)
     return published
+
+
+def _check_drift(etl: EtlConfig, newest: Manifest | None) -> None:
+    """Raises DataError where the source's columns are not those of the version before, unless the config takes them anyway."""
+    before = newest.source.get("schema") if newest else None
+    if before and newest and etl.drift == "refuse" and newest.config["source"]["class"] == type(etl.source).__name__:
+        drift.check(etl.source, before, newest.version, sparse=isinstance(etl.source, JsonLinesSource))
 
 
 def main(cfg: Config) -> None:
@@ -123,7 +176,7 @@ def main(cfg: Config) -> None:
     published, fresh = build(cfg)
     report.show(json.loads((Path(cfg.dataset) / published.report).read_text()))
     if not fresh:
-        print(f"{cfg.dataset} is built already; nothing to do")
+        print(f"{cfg.dataset} is built already, its newest version is {published.version}; nothing to do")
     page = (Path(cfg.dataset) / published.report).with_suffix(".html")
     if page.is_file():  # an older mlprod wrote none
         print(f"the whole report: {page}")

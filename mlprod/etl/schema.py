@@ -9,7 +9,7 @@ import datetime as dt
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -166,6 +166,15 @@ def cast(values: Sequence[Any], type_name: str) -> tuple[pa.Array, dict[int, str
                 bad[i] = f"is not {type_name}"
         array = pa.array(parsed, ARROW[type_name])
     return without_nan(array), bad
+
+
+def with_nulls(chunk: pa.Table | Loose, columns: Sequence[Column]) -> pa.Table | Loose:
+    """Returns a chunk with more columns, in which every value is missing."""
+    if isinstance(chunk, Loose):
+        return replace(chunk, columns={**chunk.columns, **{c.name: [None] * chunk.num_rows for c in columns}})
+    for c in columns:
+        chunk = chunk.append_column(c.name, pa.nulls(chunk.num_rows, ARROW[c.type]))
+    return chunk
 
 
 def shown(column: Column, value: Any) -> str:

@@ -25,6 +25,7 @@ class Settled:
     index: np.ndarray  # int64[K], of the rows in the bucket
     added: dict[str, np.ndarray]  # [K] each
     duplicates: int  # equal rows that were left out
+    known: int  # rows that were left out, for a version before has them, or their key
     doubled: np.ndarray  # int64[D], of the rows in the bucket, by key hash: left out, for others have their key
 
     def rows(self, bucket: pa.Table) -> pa.Table:
@@ -137,6 +138,16 @@ def _check_splits(split: np.ndarray, key: Hash128, same_key: np.ndarray) -> None
         )
 
 
+def _check_known_splits(split: np.ndarray, key: Hash128, known: np.ndarray) -> None:
+    """Raises DataError where rows of a key are in another split of a version before (`known`: int64[B], -1: there are none)."""
+    torn = np.flatnonzero((known >= 0) & (known != split))
+    if len(torn):
+        raise DataError(
+            f"{len(torn)} new row(s) have a key whose rows of a version before are in another split (the first key hash is "
+            f"{int(key.hi[torn[0]]):016x}); split by columns that the key decides, or build anew by config.etl.grow='refit'"
+        )
+
+
 def _by_key(row: Hash128, key: Hash128) -> np.ndarray:
     """Returns int64[B]: the order by (key hash, row hash). Sorted by one word, and by all only where that is not enough."""
     order = np.argsort(key.hi)
@@ -158,11 +169,46 @@ class Rule:
     unique: bool = False  # rows that share their key are left out, all of them
 
 
-def settle(bucket: pa.Table, rule: Rule) -> Settled:
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Rows of versions before, in the order of (key hash, row hash): [K] each."""
+
+    key: Hash128
+    row: Hash128
+    split: np.ndarray
+
+    def counts(self, key: Hash128, row: Hash128) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns of each row (known rows with its key, those of them with its row hash, their split or -1), int64[B] each."""
+        begin, end = _spans((self.key.hi, self.key.lo), (key.hi, key.lo))
+        first, last = _spans((self.key.hi, self.key.lo, self.row.hi, self.row.lo), (key.hi, key.lo, row.hi, row.lo))
+        split = self.split[np.minimum(begin, max(len(self.split) - 1, 0))] if len(self.split) else np.zeros(len(begin), np.int8)
+        return end - begin, last - first, np.where(end > begin, split, -1)
+
+
+def nothing_known() -> Known:
+    """Returns what is known before the first version."""
+    none = np.zeros(0, np.uint64)
+    return Known(Hash128(none, none), Hash128(none, none), np.zeros(0, np.int8))
+
+
+def _spans(known: tuple[np.ndarray, ...], wanted: tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (begin, end) of each of the wanted among the known, uint64 words, most significant first; the known ascend."""
+    words = [np.concatenate(pair) for pair in zip(known, wanted, strict=True)]
+    order = np.lexsort(tuple(reversed(words)))
+    same = _same_as_before(*(word[order] for word in words))
+    run = np.cumsum(~same) - 1
+    counts = np.bincount(run[order.argsort()][: len(known[0])], minlength=int(run[-1]) + 1 if len(run) else 0)
+    ends = np.cumsum(counts)
+    at = run[order.argsort()][len(known[0]) :]
+    return (ends - counts)[at], ends[at]
+
+
+def settle(bucket: pa.Table, rule: Rule, known: Known) -> Settled:
     """Returns which rows of a bucket stay, and their `_order_hi`, `_order_lo`, `_tie` and `_row_id`.
 
     Args:
         bucket: rows with row hash, key hash where there is a key, and split; all rows of a key are in one bucket.
+        known: those of versions before with the bucket's keys: their copies, keys and ranks are counted on.
 
     Raises:
         DataError: rows of one key are in two splits.
@@ -171,25 +217,30 @@ def settle(bucket: pa.Table, rule: Rule) -> Settled:
     order = _by_key(row, key)
     same = _same_as_before(*(word[order] for word in (row.lo, row.hi, key.lo, key.hi)))
     order, copy, tie = _number_equals(bucket, order, same, list(rule.columns))
-    keep = np.arange(len(copy)) if rule.dedup == "none" else np.flatnonzero(copy == 0)
+    of_key, equal, of_split = known.counts(key.take(order), row.take(order))
+    copy = copy + equal
+    fresh = {"none": copy >= 0, "exact": equal == 0, "key": of_key == 0}[rule.dedup]  # of no version before
+    keep = np.flatnonzero(fresh & ((rule.dedup == "none") | (copy == 0)))
     if rule.dedup == "key":
         keep = keep[_best_of_key(bucket, order[keep], key.take(order[keep]), rule)]
-    duplicates = len(order) - len(keep)
-    alone = _alone(key.take(order[keep])) if rule.unique else np.ones(len(keep), bool)
+    duplicates, known_rows = int(np.count_nonzero(fresh)) - len(keep), int(np.count_nonzero(~fresh))
+    alone = _alone(key.take(order[keep])) & (of_key[keep] == 0) if rule.unique else np.ones(len(keep), bool)
     doubled, keep = order[keep[~alone]], keep[alone]
     index, copy, tie = order[keep], copy[keep], tie[keep]
     row, key = row.take(index), key.take(index)
     same_key = _same_as_before(key.lo, key.hi)
-    _check_splits(bucket[SPLIT].to_numpy()[index], key, same_key)
+    split = bucket[SPLIT].to_numpy()[index]
+    _check_splits(split, key, same_key)
+    _check_known_splits(split, key, of_split[keep])
     copies = mix_hash(row, copy.astype(np.uint64))
     first = copy == 0
     added = {
         ORDER[0]: np.where(first, row.hi, copies.hi),
         ORDER[1]: np.where(first, row.lo, copies.lo),
         TIE: tie,
-        ROW_ID: _row_ids(key.hi, _run_index(same_key)),
+        ROW_ID: _row_ids(key.hi, of_key[keep] + _run_index(same_key)),
     }
-    return Settled(index, added, duplicates, doubled)
+    return Settled(index, added, duplicates, known_rows, doubled)
 
 
 def _alone(key: Hash128) -> np.ndarray:

@@ -4,7 +4,7 @@ Promise: every column is checked by name before a row is read. What a source is 
 `columnar.py`, `text_files.py`, `sql.py` and `ranges.py`) does not matter to the rest.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial, singledispatch
 from pathlib import Path
@@ -72,8 +72,11 @@ def check_header(source: Any, names: Sequence[str]) -> None:
 Run = Callable[[Mapping[str, Callable[[], Any]]], Any]  # of named tasks
 
 
-def unpacked(source: Any, folder: Path, run: Run) -> tuple[Any, Copies]:
+def unpacked(source: Any, folder: Path, run: Run, without: Collection[str] = ()) -> tuple[Any, Copies]:
     """Returns a source whose files are plain: the same where they are so already, else with copies that `run` makes in `folder`.
+
+    Args:
+        without: files that are not read.
 
     Raises:
         DataError: a file is missing, damaged or not in its encoding.
@@ -81,7 +84,7 @@ def unpacked(source: Any, folder: Path, run: Run) -> tuple[Any, Copies]:
     if isinstance(source, SqlSource):
         return source, Copies("", {})
     encoding = source.encoding if isinstance(source, CsvSource) else "utf-8"
-    copies = places(source.path, encoding, folder)
+    copies = places(source.path, encoding, folder, without)
     if copies.names:
         folder.mkdir(parents=True, exist_ok=True)
         run({Path(to).stem: partial(copy_plain, name, encoding, Path(to)) for to, name in copies.names.items()})

@@ -8,6 +8,7 @@ Price: rows pass through SQLAlchemy's cursor (about 230,000 rows/s), but for tho
 import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -201,6 +202,30 @@ def sql_stored_types(source: SqlSource) -> dict[str, str]:
         assert found is not None
         kinds = [column[1] for column in found.description]
     return {name: STORED[kind] for name, kind in zip(names, kinds, strict=True) if kind in STORED}
+
+
+def declared_types(source: SqlSource) -> dict[str, str]:
+    """Returns {column: the type that the database declares} of the table and what its joins add; "" where none is known."""
+    with opened(source) as (_, tables):
+        declared = {name: _declared(column) for name, column in tables[source.table].c.items()}
+        for join in source.joins:
+            declared |= {name: _declared(tables[join.table].c[name]) for name in join.columns if name in tables[join.table].c}
+    return declared
+
+
+def _declared(column: sa.ColumnElement[Any]) -> str:
+    return "" if isinstance(column.type, sa.types.NullType) else str(column.type)
+
+
+def rows_until(source: SqlSource, watermark: str) -> int:
+    """Returns how many of the source's rows have a watermark up to one, itself included."""
+    bounded = source if source.start else replace(source, start=watermark)  # by which a query's column gets its type
+    with opened(bounded) as (connection, tables):
+        main = tables[source.table]
+        last = main.c[source.watermark] <= _bound(main.c[source.watermark], source.watermark, watermark, "watermark")
+        count = sa.select(sa.func.count()).select_from(main).where(last, *filters(main, source))
+        found: int = connection.execute(count).scalar_one()
+        return found
 
 
 def sql_identity(source: SqlSource, names: Sequence[str], told: Told = untold) -> Identity:

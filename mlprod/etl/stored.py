@@ -16,6 +16,7 @@ import pyarrow as pa
 from mlprod.config import Column, EtlConfig, UniqueKey
 from mlprod.etl import report, rules, settle, spill
 from mlprod.etl.extract import Reading
+from mlprod.etl.index import Index, write_part
 from mlprod.etl.label import spilled_as
 from mlprod.etl.settle import AT, LABEL, ORDER, ROW_ID, SPLIT
 from mlprod.etl.tasks import Tasks
@@ -62,16 +63,24 @@ class Stored:
         return sum(counts[split] for counts in self.counts.values())
 
 
-def settle_all(etl: EtlConfig, tasks: Tasks, reading: Reading, extracted: spill.Index) -> tuple[Stored, report.Counts]:
+def settle_all(
+    etl: EtlConfig, tasks: Tasks, reading: Reading, extracted: spill.Index, known: Index
+) -> tuple[Stored, report.Counts]:
     """Settles each bucket of equal keys and sorts the rows into stored order; returns them and counts of what is left out.
+
+    Args:
+        known: the rows of the versions that these are appended to.
 
     Without a key, and with duplicates left out, the buckets of keys are those of the order: then a piece only names the rows.
     """
     work, buckets = tasks.work, [f"{i:03d}" for i in range(1 << reading.bits)]
     (work / "stored").mkdir(exist_ok=True)
     aligned = etl.dedup == "exact" and not etl.key
-    act = order_bucket if aligned else partial(settle_bucket, reading)
-    settled = tasks.run("settle", {b: partial(act, etl, work, extracted, b) for b in buckets}, rows=_num_rows)
+    (work / "index").mkdir(exist_ok=True)
+    act = order_bucket if aligned else settle_bucket
+    settled = tasks.run(
+        "settle", {b: partial(act, etl, work, extracted, known, reading.bits, b) for b in buckets}, rows=_num_rows
+    )
     found = settled
     if not aligned:
         index = {f"{b}.arrow": left["batches"] for b, left in settled.items()}
@@ -85,11 +94,11 @@ def settle_all(etl: EtlConfig, tasks: Tasks, reading: Reading, extracted: spill.
 
 
 def _left_out(left: Mapping[str, Any]) -> report.Counts:
-    return report.Counts(duplicates=left["duplicates"], **left.get("counts", {}))
+    return report.Counts(duplicates=left["duplicates"], known=left.get("known", 0), **left.get("counts", {}))
 
 
 def _num_rows(left: Mapping[str, Any]) -> int:
-    return sum(map(int, left["rows"])) + int(left.get("duplicates", 0)) + int(left.get("doubled", 0))
+    return sum(map(int, left["rows"])) + sum(int(left.get(name, 0)) for name in ("duplicates", "doubled", "known"))
 
 
 SAMPLE_ROWS, SAMPLE_VALUES = 1 << 16, 1 << 22  # of a split at most: fewer rows where there are more than 63 columns
@@ -109,34 +118,40 @@ def sample(stored: Stored, columns: Sequence[Column]) -> dict[str, pa.Table]:
 NOTHING: dict[str, Any] = {"batches": [], "duplicates": 0, "rows": [0] * len(SPLITS)}
 
 
-def _settled(etl: EtlConfig, rows: pa.Table) -> settle.Settled:
+def _settled(etl: EtlConfig, work: Path, rows: pa.Table, known: Index, bits: int, name: str) -> settle.Settled:
+    """Settles a bucket, and writes its part of the index where the config wants one."""
     columns = (*(c.name for c in etl.columns if c.extracted), spilled_as(etl.label))
     unique = any(isinstance(rule, UniqueKey) for rule in etl.rules)
-    return settle.settle(rows, settle.Rule(etl.dedup, columns, etl.key, etl.keep, unique))
+    rule = settle.Rule(etl.dedup, columns, etl.key, etl.keep, unique)
+    settled = settle.settle(rows, rule, known.known(int(name), bits) if known.files else settle.nothing_known())
+    if etl.grow == "append":
+        key, row = (hashes.take(settled.index) for hashes in (settle.key_hashes(rows), settle.hashes_of(rows, settle.ROW)))
+        write_part(work / "index" / f"{name}.parquet", key, row, rows[SPLIT].to_numpy()[settled.index])
+    return settled
 
 
-def order_bucket(etl: EtlConfig, work: Path, extracted: spill.Index, name: str) -> dict[str, Any]:
+def order_bucket(etl: EtlConfig, work: Path, extracted: spill.Index, known: Index, bits: int, name: str) -> dict[str, Any]:
     """Settles a bucket of rows without a key, whose order is that of their hash: writes which rows stay, split by split."""
     rows = spill.read_bucket(work / "extract", extracted, int(name))
     if rows is None:
         return NOTHING
-    settled = _settled(etl, rows)
+    settled = _settled(etl, work, rows, known, bits, name)
     split = rows[SPLIT].to_numpy()[settled.index]
     left = keep(work / "stored", name, pa.table({AT: settled.index.astype(np.int32), ROW_ID: settled.added[ROW_ID]}), split)
-    return {"duplicates": settled.duplicates, **left}
+    return {"duplicates": settled.duplicates, "known": settled.known, **left}
 
 
-def settle_bucket(reading: Reading, etl: EtlConfig, work: Path, extracted: spill.Index, name: str) -> dict[str, Any]:
+def settle_bucket(etl: EtlConfig, work: Path, extracted: spill.Index, known: Index, bits: int, name: str) -> dict[str, Any]:
     """Settles a bucket of equal keys, and cuts it by order hash."""
     rows = spill.read_bucket(work / "extract", extracted, int(name))
     if rows is None:
         return NOTHING
-    settled = _settled(etl, rows)
+    settled = _settled(etl, work, rows, known, bits, name)
     with spill.Spill(work / "settle" / f"{name}.arrow") as out:
-        out.add(settled.rows(rows), spill.bucket_of(settled.added[ORDER[0]], reading.bits))
+        out.add(settled.rows(rows), spill.bucket_of(settled.added[ORDER[0]], bits))
     doubled = rows.take(pa.array(settled.doubled))
     told = rules.doubled(etl, doubled, work / "settle" / f"{name}.bad") if doubled.num_rows else {}
-    left = {"duplicates": settled.duplicates, "batches": out.batches, "rows": [len(settled.index)]}
+    left = {"duplicates": settled.duplicates, "known": settled.known, "batches": out.batches, "rows": [len(settled.index)]}
     return left | {"doubled": doubled.num_rows, "counts": told}
 
 

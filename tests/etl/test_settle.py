@@ -13,7 +13,7 @@ from mlprod.config import ByColumn, ByGroup, ByHash, ByTime
 from mlprod.errors import DataError
 from mlprod.etl import spill, split
 from mlprod.etl.schema import hashable
-from mlprod.etl.settle import KEY, ORDER, ROW, ROW_ID, SPLIT, TIE, Rule, in_stored_order, settle
+from mlprod.etl.settle import KEY, ORDER, ROW, ROW_ID, SPLIT, TIE, Rule, in_stored_order, nothing_known, settle
 from mlprod.hashing import MASK, PAD_ID, Hash128, hash_columns, mix, mix_array
 from mlprod.hashing import key as key_of
 
@@ -91,7 +91,7 @@ def bucket_of(rows: list[tuple[int, str | None]], bits: int = 64, key: tuple[str
 
 def settled_rows(bucket: pa.Table, dedup: str) -> pa.Table:
     """The rows of a bucket that stay."""
-    return settle(bucket, Rule(dedup, ("n", "s"))).rows(bucket)
+    return settle(bucket, Rule(dedup, ("n", "s")), nothing_known()).rows(bucket)
 
 
 @settings(deadline=None, max_examples=100)
@@ -99,7 +99,7 @@ def settled_rows(bucket: pa.Table, dedup: str) -> pa.Table:
 def test_real_duplicates_are_dropped_or_numbered_even_where_hashes_collide(rows, bits, dedup, random):
     """Few bits of hash make rows collide; the result is the set (or multiset) of rows, in an order of its own."""
     bucket = bucket_of(rows, bits)
-    settled = settle(bucket, Rule(dedup, ("n", "s")))
+    settled = settle(bucket, Rule(dedup, ("n", "s")), nothing_known())
     wanted, stored = Counter(set(rows)) if dedup == "exact" else Counter(rows), in_stored_order(settled.rows(bucket))
     assert Counter(settled_pairs(stored)) == wanted
     assert settled.duplicates == len(rows) - wanted.total()
@@ -159,7 +159,7 @@ def test_a_key_in_two_splits_is_refused():
     bucket = bucket_of([(1, "a"), (1, "b"), (2, "a")])
     torn = bucket.set_column(bucket.column_names.index(SPLIT), SPLIT, pa.array(np.array([0, 1, 2], np.int8)))
     with pytest.raises(DataError, match=r"1 key\(s\) have rows in two splits"):
-        settle(torn, Rule("exact", ("n", "s")))
+        settle(torn, Rule("exact", ("n", "s")), nothing_known())
     assert settled_rows(torn.slice(1), "exact").num_rows == 2
 
 
@@ -180,7 +180,7 @@ def test_one_row_of_each_key_stays(rows, data):
         if row[0] not in wanted or value > wanted[row[0]][0]:
             wanted[row[0]] = (value, row)
     turned = table.take(data.draw(st.permutations(range(len(rows)))) if rows else pa.array([], pa.int64()))
-    settled = settle(turned, Rule("key", ("k", "v", "w"), ("k",), keep))
+    settled = settle(turned, Rule("key", ("k", "v", "w"), ("k",), keep), nothing_known())
     assert [tuple(row.values()) for row in settled.rows(turned).select(["k", "v", "w"]).to_pylist()] == [
         wanted[k][1] for k in sorted(wanted, key=lambda k: keys.hi.tolist()[[r[0] for r in rows].index(k)])
     ]
