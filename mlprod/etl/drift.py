@@ -4,7 +4,7 @@ Promise: told with the column, the file (or table) and both types, before a row 
 Price: the header, schema or first lines of every file.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import singledispatch
 from typing import Any
 
@@ -61,18 +61,21 @@ def schema_of(source: Any) -> dict[str, list[str]]:
     return {name: sorted({types.get(name, MISSING) for _, types in found}) for name in names}
 
 
-def lacking(source: Any, names: Sequence[str]) -> dict[str, list[str]]:
+def lacking(source: Any, names: Sequence[str], known: Collection[str]) -> dict[str, list[str]]:
     """Returns {file: those of the columns that it has not} of the files that lack any; a database must have all.
 
+    Args:
+        known: columns that a version before has.
+
     Raises:
-        DataError: no file has one of the columns.
+        DataError: no file has one of the columns, nor is it known.
     """
     if not isinstance(source, CsvSource | ParquetSource):  # a field that JSON lines lack is missing anyway
         return {}
     found = {place: [name for name in names if name not in types] for place, types in places(source)}
     for name in names:
-        if all(name in missing for missing in found.values()):
-            require(name, [], "no file of the source")
+        if name not in known and all(name in missing for missing in found.values()):
+            require(name, sorted({there for _, types in places(source) for there in types}), "the source")
     return {place: missing for place, missing in found.items() if missing}
 
 

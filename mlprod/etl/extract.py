@@ -172,7 +172,7 @@ def plan_reading(etl: EtlConfig, tasks: Tasks, expected_bytes: int, unread: Unre
     if not widen:
         sources.check_header(etl.source, [c.name for c in columns])
     source, copies = sources.unpacked(unread.source, work / "files", partial(tasks.run, "unpack"), unread.without)
-    lacking = drift.lacking(source, [c.name for c in columns]) if widen else {}
+    lacking = drift.lacking(source, [c.name for c in columns], unread.columns) if widen else {}
     source = sources.planned(source, plan["chunk_rows"], partial(tasks.run, "cut"))
     together = max(plan["together"] // sources.part_chunks(source), 1)
     held_bytes = etl.memory_bytes // tasks.workers // HELD

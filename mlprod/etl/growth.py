@@ -80,6 +80,7 @@ class Unread:
     source: Any
     without: Collection[str] = ()  # files that a version before has read
     share: float = 1.0  # of the rows, about
+    columns: Collection[str] = ()  # that a version before knows, so a source may lack them
 
     @property
     def nothing(self) -> bool:
@@ -111,7 +112,7 @@ def unread(etl: EtlConfig, identity: Identity, parent: Parent | None) -> Unread:
             )
         print(f"mlprod: {told}; rows that only they held stay in the dataset", file=sys.stderr)
     new = sum(file["bytes"] for name, file in sizes.items() if name not in old)
-    return Unread(source, old, new / max(sum(file["bytes"] for file in files), 1))
+    return Unread(source, old, new / max(sum(file["bytes"] for file in files), 1), parent.version.source["schema"])
 
 
 def _counted(seen: Counter[str], file: str) -> bool:
@@ -139,7 +140,10 @@ def _behind_watermark(source: SqlSource, parent: Parent) -> Unread:
 
 
 def earlier(watermark: str, by: float) -> str:
-    """Returns a watermark, a number or an ISO time, less `by`: its units, or seconds; of dates, whole days."""
+    """Returns a watermark, a number or an ISO time, less `by`: its units, or seconds; of dates, whole days.
+
+    Of times at least a second: SQLite compares texts, in which "00:59:00" is before "00:59:00.000000".
+    """
     for number in (int, float):
         try:
             return str(number(watermark) - (int(by) if number is int else by))
@@ -147,7 +151,7 @@ def earlier(watermark: str, by: float) -> str:
             continue
     if len(watermark) == len("2024-01-01"):
         return str(dt.date.fromisoformat(watermark) - dt.timedelta(days=-(-by // 86_400)))
-    return str(dt.datetime.fromisoformat(watermark) - dt.timedelta(seconds=by))
+    return str(dt.datetime.fromisoformat(watermark) - dt.timedelta(seconds=max(by, 1.0)))
 
 
 def lineage(parent: Parent | None, version: int, sha256: str) -> Mapping[str, str]:
