@@ -14,6 +14,7 @@ from rich.table import Column, Table
 
 from mlprod import runtime
 from mlprod.checkpoint.copies import Copies
+from mlprod.checkpoint.saved import trained_on
 from mlprod.config import Config
 from mlprod.errors import LayoutError
 from mlprod.memory import Need, device_bytes, local_bytes, need, savings
@@ -158,7 +159,7 @@ def show_memory(console: Console, plan: Plan) -> None:
 
 def main(cfg: Config, options: argparse.Namespace) -> None:
     """The verb `check`: plans the run, prints the plan, exits 0 when `train` would start."""
-    show(make_plan(cfg, jax.devices()), options.processes or jax.process_count())
+    show(make_plan(cfg, jax.devices(), trained_on(cfg.workdir)), options.processes or jax.process_count())
     workdir = Path(cfg.workdir)
     runtime.check_writable(f"config.workdir={cfg.workdir!r}", workdir / "lease")
     if cfg.checkpoint.copies:

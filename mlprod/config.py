@@ -591,6 +591,10 @@ class InitConfig:
     workdir: str = knob("", "of the trained run; '': from scratch", rule=MUST)
     step: int = knob(-1, "-1: the newest good one", unit="steps", rule=MUST, low=-1)
     parts: tuple[str, ...] = knob(("params", "tables", "model_state"), "paths of the arrays, such as params/hidden/0", rule=MUST)
+    transform: str = knob(
+        "same", "what was fitted on that run's dataset: what is fitted here, or something else, by which ids and scales mean "
+        "other things", rule=MUST, choices=("same", "other"),
+    )  # fmt: skip
 
 
 @dataclass(kw_only=True, slots=True)
@@ -653,6 +657,7 @@ class Config:
     name: str = knob(doc="of the run, for people")
     workdir: str = knob(doc="folder of the run: log, checkpoints, resolved config")
     dataset: str = knob(doc="folder of the dataset")
+    dataset_version: int = knob(0, "of the dataset; 0: the one that the run began with, at its first start the newest", low=0)
     etl: EtlConfig = knob(doc="rows to dataset", rule=DATA)
     model: Any = knob(doc="a model family's config dataclass with `build(features, rngs)`", rule=MUST)
     loss: LossConfig = knob(LossConfig, "the loss")

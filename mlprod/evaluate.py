@@ -25,7 +25,7 @@ from mlprod import runtime, segments
 from mlprod.checkpoint.copies import Copies
 from mlprod.checkpoint.retention import best_step
 from mlprod.checkpoint.run_state import RunState
-from mlprod.checkpoint.saved import SavedSteps
+from mlprod.checkpoint.saved import SavedSteps, trained_on
 from mlprod.config import Config
 from mlprod.data.loader import eval_batches
 from mlprod.errors import ConfigError, DataError, WorkdirError
@@ -122,7 +122,8 @@ def restore_for(plan: Plan, step: int) -> tuple[TrainState, RunState]:
         raise WorkdirError(
             f"config.workdir={plan.cfg.workdir!r} has no checkpoints; run `mlprod train` with the same config first"
         )
-    if found[1].dataset_id != plan.manifest.dataset_id:
+    same = found[1].dataset_id == plan.manifest.dataset_id
+    if not same and found[1].features_sha256 != plan.manifest.features_sha256:  # a version that was appended to has the same
         raise ConfigError(
             f"config.workdir={plan.cfg.workdir!r} was trained on dataset_id {found[1].dataset_id}, {plan.cfg.dataset} is "
             f"{plan.manifest.dataset_id}; give the config of that run"
@@ -215,7 +216,7 @@ def main(cfg: Config, options: argparse.Namespace) -> None:
     _check_scores(cfg, options)
     if options.scores:
         check_output("--scores", options.scores)
-    plan = make_plan(cfg, jax.devices())
+    plan = make_plan(cfg, jax.devices(), trained_on(cfg.workdir))
     if not plan.manifest.num_rows(options.split):
         raise DataError(f"--split={options.split} of {cfg.dataset} has no rows; raise its share in config.etl.split")
     columns = segments.check_columns(plan, options.by)
@@ -234,5 +235,5 @@ def main(cfg: Config, options: argparse.Namespace) -> None:
     segments.show(by)
     path = Path(cfg.workdir) / "evaluations" / f"{options.split}-{run.step:08d}.json"
     path.parent.mkdir(exist_ok=True)
-    told = {"step": run.step, "split": options.split, "dataset_id": run.dataset_id, "task": plan.features.target.task}
+    told = {"step": run.step, "split": options.split, "dataset_id": plan.manifest.dataset_id, "task": plan.features.target.task}
     path.write_text(json.dumps({**told, "metrics": metrics, "by": by, "figures": figures}, indent=1))

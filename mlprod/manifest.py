@@ -227,13 +227,29 @@ def newest_format(dataset: Folder) -> int:
         ) from error
 
 
-def open_for(cfg: Config, dataset: Folder) -> Manifest:
-    """Reads the newest version of `cfg.dataset` and checks that it was built by the same data config and lies there whole.
+def wanted_version(cfg: Config, dataset: Folder, dataset_id: str) -> int:
+    """Returns the version that the config names, or else the one with an id; 0, the newest, where there is none."""
+    if cfg.dataset_version or not dataset_id:
+        return cfg.dataset_version
+    for version in reversed(versions(dataset)):
+        try:
+            if json.loads(dataset.read(manifest_path(version)))["dataset_id"] == dataset_id:
+                return version
+        except (ValueError, KeyError, TypeError):  # told of where it is read
+            continue
+    return 0
+
+
+def open_for(cfg: Config, dataset: Folder, dataset_id: str = "") -> Manifest:
+    """Reads a version of `cfg.dataset` and checks that it was built by the same data config and lies there whole.
+
+    Args:
+        dataset_id: of the version that a run began with; "": none did.
 
     Raises:
         DataError: no dataset, or one whose data config differs (the first difference is named), or a file that is gone or cut.
     """
-    manifest = read(dataset)
+    manifest = read(dataset, wanted_version(cfg, dataset, dataset_id))
     changed = differences(completed(manifest.config, cfg.etl, DATA), data_json(cfg.etl))
     if changed:
         path = min(changed, key=lambda p: (not p.endswith(".name"), p.endswith("class"), p))  # a name tells most, a class least

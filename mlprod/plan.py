@@ -126,8 +126,8 @@ def total_steps(cfg: Config, per_epoch: int) -> int:
     return steps
 
 
-def make_plan(cfg: Config, devices: Sequence[jax.Device]) -> Plan:
-    """Checks a config against its dataset and the devices.
+def make_plan(cfg: Config, devices: Sequence[jax.Device], dataset_id: str = "") -> Plan:
+    """Checks a config against its dataset and the devices; `dataset_id`: of the version that the run began with.
 
     Raises:
         DataError: the dataset is missing, damaged or another config's.
@@ -136,7 +136,7 @@ def make_plan(cfg: Config, devices: Sequence[jax.Device]) -> Plan:
     """
     store = open_store(cfg.dataset)
     try:
-        published = manifest.open_for(cfg, store)
+        published = manifest.open_for(cfg, store, dataset_id)
         spec = features.for_model(read_features(store, published), cfg.etl.columns)
     except OSError as error:  # not there, no access, or a remote store that stayed down
         told = " ".join(str(error).split())

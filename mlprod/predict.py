@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from mlprod import __version__
 from mlprod.checkpoint.run_state import RunState
+from mlprod.checkpoint.saved import trained_on
 from mlprod.config import Config, CsvSource, EtlConfig, JsonLinesSource, ParquetSource, SqlSource, TextSource
 from mlprod.errors import ConfigError, DataError, WorkdirError
 from mlprod.etl import rules, sources
@@ -158,7 +159,7 @@ def main(cfg: Config, options: argparse.Namespace) -> None:
     source = input_source(cfg.etl, options.input)
     if not isinstance(source, SqlSource) and output.resolve() == Path(source.path).resolve():
         raise ConfigError(f"--output={options.output} is what --input reads; rows are never overwritten")
-    plan = make_plan(cfg, jax.devices())
+    plan = make_plan(cfg, jax.devices(), trained_on(cfg.workdir))
     state, run = restore_for(plan, options.step)
     temporary = output.with_name(f".{output.name}.tmp")
     rows = scored = 0

@@ -45,7 +45,7 @@ def _first_state(plan: Plan) -> TrainState:
     """Returns the state of step 0: fresh, and what the config takes from another run."""
     state = create(plan.model, plan.cfg.model, plan.features, plan.optimizer, plan.where, plan.cfg.seed)
     if plan.cfg.init.workdir:
-        state = begin_from(plan.cfg.init, state, plan.abstract, plan.where)
+        state = begin_from(plan.cfg.init, state, plan.abstract, plan.where, plan.manifest.features_sha256)
     wait(state)
     return state
 
@@ -80,6 +80,7 @@ def _fresh_run(plan: Plan) -> RunState:
         run_id=run_id, attempt=1, step=0, next_example=0, dataset_id=plan.manifest.dataset_id,
         order={**dataclasses.asdict(plan.order), "order_version": ORDER_VERSION}, config=compare.as_json(plan.cfg),
         environment=runtime.environment(plan.placement.mesh.size), tracker_id=run_id,
+        features_sha256=plan.manifest.features_sha256,
     )  # fmt: skip
 
 
@@ -91,7 +92,11 @@ def _check_resume(plan: Plan, run: RunState, now: RunState) -> None:
     """
     where = f"config.workdir={plan.cfg.workdir!r}"
     if run.dataset_id != now.dataset_id:
-        raise ConfigError(f"{where} holds a run on dataset_id {run.dataset_id}, not {now.dataset_id}; use another workdir")
+        raise ConfigError(
+            f"{where} holds a run on dataset_id {run.dataset_id}, not {now.dataset_id}, which is version {plan.manifest.version} "
+            f"of {plan.cfg.dataset}; use another workdir, which may begin from its arrays by config.init.workdir, or name the "
+            f"version that it began with by config.dataset_version"
+        )
     changed = compare.differences(compare.completed(run.config, plan.cfg), now.config)
     must = {path: pair for path, pair in changed.items() if compare.rule_of(plan.cfg, path) == MUST}
     for path, (old, new) in {**must, **compare.differences(dict(run.order), dict(now.order))}.items():

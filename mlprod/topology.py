@@ -15,6 +15,7 @@ from jax.errors import JaxRuntimeError
 from jax.experimental import topologies
 
 from mlprod import check, compiled, recipe, runtime
+from mlprod.checkpoint.saved import trained_on
 from mlprod.config import Config, RuntimeConfig
 from mlprod.errors import LayoutError, MlprodError
 from mlprod.parallel.chips import Slices, parse_slices
@@ -49,7 +50,7 @@ def check_on(cfg: Config, slices: Slices, num_processes: int) -> None:
         UserError: as `check`; and the steps do not fit a chip's memory.
     """
     devices = devices_of(slices)
-    plan = make_plan(cfg, devices)
+    plan = make_plan(cfg, devices, trained_on(cfg.workdir))
     check.show(plan, num_processes or len({device.process_index for device in devices}))
     try:
         compiled.show(plan, slices.chip, slices.number)

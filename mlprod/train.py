@@ -22,6 +22,7 @@ from mlprod import early_stop, runtime
 from mlprod.attempts import Attempts
 from mlprod.bad_numbers import RollBack, Watch, finite, joined
 from mlprod.checkpoint.run_state import RunState
+from mlprod.checkpoint.saved import trained_on
 from mlprod.checkpoint.store import Store
 from mlprod.compilations import Compilations, Watched
 from mlprod.config import Config, kept_programs
@@ -65,7 +66,7 @@ def train(cfg: Config, devices: Sequence[jax.Device], watchdog: Watchdog | None 
     with Compilations(watchdog.ledger) as compiled:
         with watchdog.ledger.spent("plan"):
             cfg = _fast(cfg) if cfg.fast_dev_run else cfg
-            plan = make_plan(cfg, devices)
+            plan = make_plan(cfg, devices, trained_on(cfg.workdir))
             watchdog.peers.check_same("dataset_id", plan.manifest.dataset_id)
         return _run(plan, compiled, watchdog)
 

@@ -9,11 +9,14 @@ from mlprod.errors import CheckpointError, ConfigError
 from mlprod.state import TrainState, flatten, unflatten
 
 
-def begin_from(cfg: InitConfig, state: TrainState, abstract: TrainState, where: TrainState) -> TrainState:
+def begin_from(cfg: InitConfig, state: TrainState, abstract: TrainState, where: TrainState, features_sha256: str) -> TrainState:
     """Returns `state` with the arrays below `cfg.parts` as the run in `cfg.workdir` saved them, verified.
 
+    Args:
+        features_sha256: of the dataset's fitted transform.
+
     Raises:
-        ConfigError: that run has no such step, or its arrays are not those of the config.
+        ConfigError: that run has no such step, its arrays are not those of the config, or it learned behind another transform.
         CheckpointError: no step of it is what was saved.
     """
     saved = SavedSteps(Path(cfg.workdir))
@@ -28,6 +31,12 @@ def begin_from(cfg: InitConfig, state: TrainState, abstract: TrainState, where: 
         except Damaged as error:
             why = f"{saved.folder(step)} is damaged: {error}"
             continue
+        if cfg.transform == "same" and run.features_sha256 not in ("", features_sha256):
+            raise ConfigError(
+                f"config.init.workdir={cfg.workdir!r} was trained on dataset_id {run.dataset_id}, whose fitted transform is "
+                f"another: ids and scales mean other things here; append to that dataset (config.etl.grow), or set "
+                f"config.init.transform='other'"
+            )
         print(f"mlprod: {len(leaves)} arrays are those of run {run.run_id} at step {step}, trained on {run.dataset_id}")
         begun: TrainState = unflatten(abstract, flatten(state) | leaves)
         return begun

@@ -36,6 +36,7 @@ class RunState:
     ledger: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)  # of an evaluation of this very step
     progress: Mapping[str, float] = field(default_factory=dict)  # of the evaluations so far, see `early_stop.py`
+    features_sha256: str = ""  # of the fitted transform; "": of a run that did not say
     leaves: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # path -> shape, dtype, digest
     format: int = FORMAT
 

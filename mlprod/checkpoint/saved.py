@@ -19,6 +19,13 @@ from mlprod.errors import CheckpointError, ConfigError, WorkdirError
 from mlprod.parallel.place import fetch
 from mlprod.state import TrainState, flatten, unflatten
 
+
+def trained_on(workdir: str) -> str:
+    """Returns the dataset_id of the newest saved step of a run that can be read; "" where there is none."""
+    runs = [run for run in SavedSteps(Path(workdir)).runs().values() if isinstance(run, RunState)]
+    return runs[-1].dataset_id if runs else ""
+
+
 STEP = re.compile(r"[0-9]{8,}")
 Accept = Callable[[RunState], None]  # raises where a run is not to be resumed
 

@@ -23,7 +23,7 @@ class Identity:
 def files_in(description: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Returns what identifies each file of a source of files, in the order of their names; none of a database."""
     one = {name: description[name] for name in ("bytes", "sha256", "changed", "partitions") if name in description}
-    found: list[dict[str, Any]] = description["files"] if "files" in description else [one] if one else []
+    found: list[dict[str, Any]] = description.get("files", [one] if one else [])
     return found
 
 
