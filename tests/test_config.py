@@ -62,6 +62,7 @@ def test_fields_without_a_data_rule_do_not_change_the_dataset() -> None:
     assert free == {
         "SqlSource.url", "CsvSource.path", "ParquetSource.path", "JsonLinesSource.path", "TextSource.path", "Lookup.path",
         "TokenizerFile.path", "EtlConfig.chunk_rows", "EtlConfig.memory_bytes", "EtlConfig.workers", "EtlConfig.executor",
+        "SqlSource.late", "EtlConfig.exclude_keys", "EtlConfig.grow", "EtlConfig.drift", "EtlConfig.keep_versions",
         "Column.clip_low", "Column.clip_high", "Column.log", "Column.scale",  # what the model makes of a number
     }  # fmt: skip
     cfg, told = run_file(str(RECIPE)), str(compare.data_json(run_file(str(RECIPE)).etl))

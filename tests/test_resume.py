@@ -103,7 +103,8 @@ def test_another_order_is_refused_by_name(changed: dict[str, object], told: str,
 
 
 def test_another_dataset_is_refused_and_the_same_content_is_not(make_config: MakeConfig, tmp_path: Path, csv: Path) -> None:
-    """A version with one row more has another id; one built again, in another way, has the same and is gone on with."""
+    """A version with one row more has another id, and is refused when it is named; one built again, in another way, has the same
+    and is gone on with."""
     own = dataclasses.replace(make_config(), dataset=str(tmp_path / "own"))
     source = tmp_path / "rows.csv"
     source.write_bytes(csv.read_bytes())
@@ -114,7 +115,7 @@ def test_another_dataset_is_refused_and_the_same_content_is_not(make_config: Mak
         file.write(rows.row(3000) + "\n")
     second, _ = build(own)
     with pytest.raises(ConfigError, match=rf"holds a run on dataset_id {first.dataset_id}, not {second.dataset_id}"):
-        trained(dataclasses.replace(own, steps=4))
+        trained(dataclasses.replace(own, steps=4, dataset_version=2))
     source.write_bytes(csv.read_bytes() + b"\n")  # other bytes, the same rows
     again = dataclasses.replace(own, etl=dataclasses.replace(own.etl, chunk_rows=100))
     third, fresh = build(again)

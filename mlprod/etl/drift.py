@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import singledispatch
 from typing import Any
 
-from mlprod.config import CsvSource, JsonLinesSource, ParquetSource, SqlSource, TextSource
+from mlprod.config import CsvSource, JsonLinesSource, ParquetSource, SqlSource
 from mlprod.errors import DataError
 from mlprod.etl import columnar, text_files
 from mlprod.etl.connection import named
@@ -17,6 +17,7 @@ from mlprod.etl.files import files_of, shown
 from mlprod.etl.schema import require
 from mlprod.etl.sql import declared_types
 
+Schema = Mapping[str, list[str]]  # column -> its types, see `schema_of`
 Types = Mapping[str, str]  # column -> its type, in the source's own words; "" where nothing says it
 
 
@@ -50,11 +51,17 @@ def _(source: JsonLinesSource) -> Iterator[tuple[str, Types]]:
 
 
 @places.register
-def _(source: TextSource) -> Iterator[tuple[str, Types]]:
-    yield source.path, dict.fromkeys(text_files.NAMES, "")
+def _(source: text_files.Named) -> Iterator[tuple[str, Types]]:
+    yield source.source.path, dict.fromkeys(text_files.NAMES, "")
 
 
-def schema_of(source: Any) -> dict[str, list[str]]:
+def joined(before: Schema, new: Schema) -> Schema:
+    """Returns the columns that either of two schemas has, with the types of both."""
+    both = {name: {*before.get(name, [MISSING]), *new.get(name, [MISSING])} for name in sorted({*before, *new})}
+    return {name: sorted(types) for name, types in both.items()}
+
+
+def schema_of(source: Any) -> Schema:
     """Returns {column: its types, sorted} of a source, as a manifest keeps them; `MISSING` where not every place has it."""
     found = list(places(source))
     names = sorted({name for _, types in found for name in types})
@@ -82,7 +89,7 @@ def lacking(source: Any, names: Sequence[str], known: Collection[str]) -> dict[s
 MISSING = "(missing)"  # in the types of a column that some file lacks
 
 
-def check(source: Any, before: Mapping[str, list[str]], version: int, *, sparse: bool) -> None:
+def check(source: Any, before: Schema, version: int, *, sparse: bool) -> None:
     """Raises DataError for the first column of a source that is not what it was for a version.
 
     Args:

@@ -84,6 +84,7 @@ class Reading:
     """How the source is read: decided once a build, so that an attempt that follows finds the tasks that are done."""
 
     source: Any  # of plain files, or ranges of a table
+    plain: Any  # as the config has it, of plain files
     copies: Copies
     columns: Sequence[Column]
     lookups: Sequence[LookupTable]
@@ -169,15 +170,17 @@ def plan_reading(etl: EtlConfig, tasks: Tasks, expected_bytes: int, unread: Unre
         manifest.write_atomically(left, json.dumps({"boot": since, **plan}))
     plan, lookups = json.loads(left.read_text()), [read_lookup(x, etl.columns) for x in etl.lookups]
     widen = etl.drift == "widen"
-    if not widen:
+    if not widen and not unread.columns:  # else `drift` tells more
         sources.check_header(etl.source, [c.name for c in columns])
     source, copies = sources.unpacked(unread.source, work / "files", partial(tasks.run, "unpack"), unread.without)
     lacking = drift.lacking(source, [c.name for c in columns], unread.columns) if widen else {}
-    source = sources.planned(source, plan["chunk_rows"], partial(tasks.run, "cut"))
-    together = max(plan["together"] // sources.part_chunks(source), 1)
+    ready = sources.planned(source, plan["chunk_rows"], partial(tasks.run, "cut"))
+    together = max(plan["together"] // sources.part_chunks(ready), 1)
     held_bytes = etl.memory_bytes // tasks.workers // HELD
     left_out = exclude.read(etl)
-    return Reading(source, copies, columns, lookups, plan["chunk_rows"], plan["bits"], together, held_bytes, left_out, lacking)
+    return Reading(
+        ready, source, copies, columns, lookups, plan["chunk_rows"], plan["bits"], together, held_bytes, left_out, lacking
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,9 @@ def parent_of(dataset: Path, etl: EtlConfig, newest: Manifest | None, excluded: 
     Args:
         newest: the newest version.
         excluded: see `exclude.identity`.
+
+    Raises:
+        DataError: what was fitted for it is gone.
     """
     if etl.grow != "append" or newest is None:
         return None
@@ -47,7 +50,13 @@ def parent_of(dataset: Path, etl: EtlConfig, newest: Manifest | None, excluded: 
     if why:
         print(f"mlprod: {dataset} is built anew, not appended to: {why}", file=sys.stderr)
         return None
-    spec = loads((dataset / newest.features).read_text())
+    try:
+        spec = loads((dataset / newest.features).read_text())
+    except OSError as error:
+        raise DataError(
+            f"{dataset / newest.features} cannot be read ({error.strerror}), so nothing can be appended to version "
+            f"{newest.version}; restore it, or build anew by config.etl.grow='refit'"
+        ) from error
     return Parent(newest, spec, index.of_version(dataset, newest.source["indexes"]))
 
 

@@ -22,7 +22,7 @@ from mlprod.console import PhaseLines
 from mlprod.cores import num_cores
 from mlprod.errors import DataError, WorkdirError
 from mlprod.etl import drift, exclude, growth, infer, report, retention, rules, sources, tokenize
-from mlprod.etl.extract import extract, plan_reading, sized, source_columns
+from mlprod.etl.extract import Reading, extract, plan_reading, sized, source_columns
 from mlprod.etl.identity import Identity
 from mlprod.etl.index import Index
 from mlprod.etl.label import label_column
@@ -126,8 +126,6 @@ def _build(job: Job, lines: PhaseLines) -> Manifest:
     """Does the tasks that are left, and publishes; where nothing is new, returns the version that there is."""
     cfg, work, parent, names = job.cfg, job.work, job.parent, job.names
     dataset, workers = Path(cfg.dataset), cfg.etl.workers or num_cores()
-    schema = drift.schema_of(cfg.etl.source)
-    _check_drift(cfg.etl, job.newest)
     unread = growth.unread(cfg.etl, job.identity, parent)
     if parent and unread.nothing:
         return parent.version
@@ -140,6 +138,7 @@ def _build(job: Job, lines: PhaseLines) -> Manifest:
         tasks = Tasks(work, workers, lines, pool)
         etl = infer.with_types(etl, parent.version.source["types"]) if parent else etl
         reading = plan_reading(etl, tasks, int(identity.expected_bytes * unread.share), unread)
+        schema = _schema(etl, reading, job.newest, parent)
         etl, reading, types = infer.resolved(etl, tasks, reading)
         etl = sendable(etl)
         extracted = extract(etl, tasks, reading, may_be_none=parent is not None)
@@ -164,11 +163,18 @@ def _build(job: Job, lines: PhaseLines) -> Manifest:
     return published
 
 
-def _check_drift(etl: EtlConfig, newest: Manifest | None) -> None:
-    """Raises DataError where the source's columns are not those of the version before, unless the config takes them anyway."""
-    before = newest.source.get("schema") if newest else None
-    if before and newest and etl.drift == "refuse" and newest.config["source"]["class"] == type(etl.source).__name__:
-        drift.check(etl.source, before, newest.version, sparse=isinstance(etl.source, JsonLinesSource))
+def _schema(etl: EtlConfig, reading: Reading, newest: Manifest | None, parent: growth.Parent | None) -> drift.Schema:
+    """Returns the columns of the source with their types, of all that was ever read for the version.
+
+    Raises:
+        DataError: they are not those of the version before, and the config does not take them anyway.
+    """
+    before = newest.source.get("schema") if newest and newest.config["source"]["class"] == type(etl.source).__name__ else None
+    with reading.copies.told():
+        if before and newest and etl.drift == "refuse":
+            drift.check(reading.plain, before, newest.version, sparse=isinstance(etl.source, JsonLinesSource))
+        schema = drift.schema_of(reading.plain)
+    return drift.joined(parent.version.source["schema"], schema) if parent else schema
 
 
 def main(cfg: Config) -> None:

@@ -12,12 +12,13 @@ def literal(value: Any) -> str:
     if isinstance(value, tuple):
         return f"({', '.join(map(literal, value))}{',' if len(value) == 1 else ''})"
     if dataclasses.is_dataclass(value):
-        changed = (f for f in dataclasses.fields(value) if not _is_default(f, getattr(value, f.name)))
+        changed = (f for f in dataclasses.fields(value) if not is_default(f, getattr(value, f.name)))
         return f"{type(value).__name__}({', '.join(f'{f.name}={literal(getattr(value, f.name))}' for f in changed)})"
     return repr(value)
 
 
-def _is_default(field: dataclasses.Field[Any], value: Any) -> bool:
+def is_default(field: dataclasses.Field[Any], value: Any) -> bool:
+    """Returns whether a field that has a value need not be written."""
     if field.default_factory is not dataclasses.MISSING:
         return bool(value == field.default_factory())
     return bool(value == field.default)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from mlprod.config import Column
 from mlprod.init.choose import Choice
-from mlprod.init.literal import literal
+from mlprod.init.literal import is_default, literal
 
 WIDTH = 130
 
@@ -20,9 +20,9 @@ def column_text(c: Column) -> str:
         return literal(c)
     usual = {"numeric": "float64", "categorical": "string"}[c.kind]
     more = {f.name: getattr(c, f.name) for f in dataclasses.fields(c) if f.name not in ("name", "role", "kind", "type")}
-    defaults = {f.name: f.default for f in dataclasses.fields(c)}
+    changed = {f.name for f in dataclasses.fields(c) if not is_default(f, getattr(c, f.name))}
     named = ([f"type={literal(c.type)}"] if c.type != usual else []) + [
-        f"{name}={literal(value)}" for name, value in more.items() if value != defaults[name]
+        f"{name}={literal(value)}" for name, value in more.items() if name in changed
     ]
     return f"{c.kind}({', '.join([literal(c.name), *named])})"
 

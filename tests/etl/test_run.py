@@ -394,8 +394,8 @@ def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch
     cfg = small_config(tmp_path, numbered(50))
     real = run.extract
 
-    def growing(*args):
-        counts = real(*args)
+    def growing(*args, **options):
+        counts = real(*args, **options)
         (tmp_path / "rows.csv").write_text(numbered(51))
         return counts
 

@@ -192,7 +192,7 @@ def test_two_keys_of_one_hash_are_not_one_key():
     for name in KEY:
         bucket = bucket.set_column(bucket.column_names.index(name), name, pa.array(np.zeros(2, np.uint64)))
     with pytest.raises(DataError, match="two keys have the same 128-bit hash"):
-        settle(bucket, Rule("key", ("n", "s"), ("n",)))
+        settle(bucket, Rule("key", ("n", "s"), ("n",)), nothing_known())
 
 
 # ---- splits ------------------------------------------------------------------------------------------------------------
