@@ -106,6 +106,10 @@ class SqlSource:
     watermark: str = knob("", "column that only grows, such as a time; '' for none", rule=DATA)
     start: str = knob("", "first watermark taken, inclusive; '' for all", rule=DATA)
     stop: str = knob("", "first watermark left out; '' for all", rule=DATA)
+    cut_by: str = knob("", "an integer column, unique or not, by which rows are read in ranges; '': the table's primary key")
+    timeout_s: float = knob(
+        300.0, "how long a server may give nothing: no answer, no further rows (a connection: 30 at most)", unit="s", low=1.0
+    )
 
 
 @dataclass(kw_only=True, slots=True)
