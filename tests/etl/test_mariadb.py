@@ -1,5 +1,6 @@
 """MySQL's protocol against a real MariaDB: values, ranges, queries, and connections that break or fall silent."""
 
+import contextlib
 import dataclasses
 import datetime as dt
 import json
@@ -86,7 +87,23 @@ def column(source: SqlSource, name: str, declared: str) -> tuple[list, dict[int,
 
 # ---- values ------------------------------------------------------------------------------------------------------------
 
-TEXTS = ["", "a", "A", "a ", "á", "naïve;'\"%", "back\\slash", "\\0", "tab\t", "😀 emoji", "中文", "line\nbreak", "NA ", "%s", ":x"]
+TEXTS = [
+    "",
+    "a",
+    "A",
+    "a ",
+    "á",
+    "naïve;'\"%",
+    "back\\slash",
+    "\\0",
+    "tab\t",
+    "😀 emoji",
+    "中文",
+    "line\nbreak",
+    "NA ",
+    "%s",
+    ":x",
+]
 COLUMNS = (
     ID, numeric("x"), numeric("n", "auto"), categorical("s"), categorical("b", "auto"),
     Column(name="t", type="timestamp", role="time"), Column(name="z", type="auto", role="input"), numeric("w", "int64"),
@@ -123,7 +140,9 @@ def test_the_same_dataset_from_a_table_a_query_and_a_csv(url, tmp_path, seed):
     """The same `dataset_id` and types, by one worker or more, in parts or whole; the server's own time zone is another."""
     rows = odd_rows(random.Random(seed), 300)
     insert(url, KINDS, rows)
-    execute(url, "SET time_zone = '+00:00'", "INSERT INTO t (id, z, w, y, b, t) VALUES (999, '2024-03-01', 1, 1, 1, '2024-03-01')")
+    execute(
+        url, "SET time_zone = '+00:00'", "INSERT INTO t (id, z, w, y, b, t) VALUES (999, '2024-03-01', 1, 1, 1, '2024-03-01')"
+    )
     at = dt.datetime(2024, 3, 1)
     rows.append((999, None, None, None, 1, at, at, 1, 1))
     made = small_config(tmp_path / "csv", csv_text(list(KINDS), rows), COLUMNS)
@@ -142,7 +161,9 @@ def test_strings_that_a_collation_takes_for_equal_stay_different_rows(url, tmp_p
     insert(url, {"id": "INT PRIMARY KEY", "s": "VARCHAR(30) COLLATE utf8mb4_general_ci", "y": "INT"}, rows)
     source = SqlSource(url=url, table="t")
     assert column(source, "s", "string") == ([*TEXTS, None], {})
-    made = build(config(tmp_path, source, Column(name="id", type="int64", role="input"), categorical("s"), key=("s",), dedup="key"))
+    made = build(
+        config(tmp_path, source, Column(name="id", type="int64", role="input"), categorical("s"), key=("s",), dedup="key")
+    )
     assert sum(made[0].num_rows(split) for split in made[0].splits) == len(rows)
 
 
@@ -167,7 +188,7 @@ VALUES = {  # kind -> what is written, the type declared, and what is read, or w
     "JSON": (['{"b": 1, "a": [2]}'], "string", ['{"b": 1, "a": [2]}']), "YEAR": ([2024], "int64", [2024]),
     "BIGINT UNSIGNED": ([1, (1 << 64) - 1], "int64", "18446744073709551615 is not int64"),
     "DECIMAL(65, 30)": (["0.1", "1e20"], "float64", [0.1, 1e20]),
-    "DATE": (["2024-02-29", "1000-01-01"], "timestamp", [dt.datetime(2024, 2, 29, tzinfo=dt.UTC), dt.datetime(1000, 1, 1, tzinfo=dt.UTC)]),
+    "DATE": (["1000-01-01"], "timestamp", [dt.datetime(1000, 1, 1, tzinfo=dt.UTC)]),
     "DATE NOT NULL": (["2024-02-29", "0000-00-00"], "timestamp", "'0000-00-00' is not timestamp"),
     "DATETIME": (["2024-02-29", "2024-00-00 00:00:00"], "timestamp", "'2024-00-00 00:00:00' is not timestamp"),
     "VARBINARY(9)": ([b"ab"], "string", "b'ab' is not string"), "CHAR(5) CHARACTER SET latin1": (["é"], "string", ["é"]),
@@ -190,12 +211,12 @@ def test_values_come_as_the_database_shows_them(url, kind, form):
 
 def test_odd_names_are_quoted_and_a_query_is_sent_as_it_is_written(url):
     name = 'order "%:x'
-    execute(url, "CREATE TABLE `sel``ect %%` (`order \"%%:x` INT, `Group` INT)", "INSERT INTO `sel``ect %%` VALUES (1, 2)")
+    execute(url, 'CREATE TABLE `sel``ect %%` (`order "%%:x` INT, `Group` INT)', "INSERT INTO `sel``ect %%` VALUES (1, 2)")
     assert column(SqlSource(url=url, table="sel`ect %"), name, "int64") == ([1], {})
     query = r"SELECT 'a:b % \\:c %(x)s' AS s, `Group` FROM `sel``ect %`; -- done".replace("; --", " --")
     assert column(SqlSource(url=url, query=query), "s", "string") == ([r"a:b % \:c %(x)s"], {})
-    with pytest.raises(DataError, match="the query: .*READ ONLY transaction"):
-        execute(url, "CREATE SEQUENCE counted")
+    execute(url, "CREATE SEQUENCE counted")
+    with pytest.raises(DataError, match=r"the query: .*READ ONLY transaction"):
         column(SqlSource(url=url, query="SELECT NEXTVAL(counted) AS s"), "s", "string")
 
 
@@ -331,19 +352,17 @@ def test_a_connection_that_stays_broken_ends_with_75_and_the_next_attempt_goes_o
 
 
 def test_a_server_that_stops_answering_ends_with_75(wide, port, tmp_path, monkeypatch):
-    """In the middle of a range, on a connection that stays open; and at the start with exit code 2."""
-    proxy = Proxy(port, after=300_000, silent=True)
-    counted(monkeypatch, proxy, breaks_at=2, cuts=-1)
-    began = time.monotonic()
-    with pytest.raises(ConnectionLost, match="timed out|gave nothing"):
-        build(cut_config(tmp_path / "cut", proxy.port, timeout_s=1.0))
-    assert time.monotonic() - began < 3 * 3 + 5  # three attempts of a second and a grace
-    proxy.close()
-    proxy = Proxy(port, after=1, cuts=-1, silent=True)
-    with pytest.raises(DataError, match="127.0.0.1") as caught:
-        build(cut_config(tmp_path / "start", proxy.port, timeout_s=1.0))
-    assert caught.value.exit_code == 2
-    proxy.close()
+    """In the middle of a range, on a connection that stays open; at the start with exit code 2."""
+    with contextlib.closing(Proxy(port, after=300_000, silent=True)) as proxy:
+        counted(monkeypatch, proxy, breaks_at=2, cuts=-1)
+        began = time.monotonic()
+        with pytest.raises(ConnectionLost, match="timed out"):
+            build(cut_config(tmp_path / "cut", proxy.port, timeout_s=1.0))
+        assert time.monotonic() - began < 2 * 3 * 1.0 + 5  # two tasks were begun, each three times
+    with contextlib.closing(Proxy(port, after=1, cuts=-1, silent=True)) as proxy:
+        with pytest.raises(DataError, match=r"127\.0\.0\.1") as caught:
+            build(cut_config(tmp_path / "start", proxy.port, timeout_s=1.0))
+        assert caught.value.exit_code == 2
 
 
 def test_a_server_that_shuts_down_is_worth_another_attempt(tmp_path, monkeypatch):

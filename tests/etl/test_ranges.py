@@ -139,8 +139,8 @@ def test_a_source_is_a_table_or_a_query(tmp_path, fields, told):
 def test_cut_by_does_not_change_the_dataset(tmp_path):
     """Of a table without a key, a view and a query; nulls in the first part."""
     url = database(
-        tmp_path, "ALTER TABLE t ADD COLUMN g INTEGER", "UPDATE t SET g = id / 3 WHERE id % 7", "CREATE VIEW v AS SELECT * FROM t",
-        key="id INTEGER",
+        tmp_path, "ALTER TABLE t ADD COLUMN g INTEGER", "UPDATE t SET g = id / 3 WHERE id % 7",
+        "CREATE VIEW v AS SELECT * FROM t", key="id INTEGER",
     )  # fmt: skip
     forms = [{"table": "t"}, {"table": "v"}, {"query": "SELECT * FROM t"}]
     whole = [SqlSource(url=url, watermark="id", **form) for form in forms]
