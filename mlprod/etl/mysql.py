@@ -47,7 +47,7 @@ def let_go(cursor: Any) -> bool:
 
     Nothing can be asked on its connection any more.
     """
-    result = getattr(cursor, "_result", None)
+    result: Any = getattr(cursor, "_result", None)
     left: bool = getattr(result, "unbuffered_active", False)
     if left:
         result.unbuffered_active = False
