@@ -60,7 +60,8 @@ def test_fields_without_a_data_rule_do_not_change_the_dataset() -> None:
         if s in SECTIONS[: SECTIONS.index(config.LoaderConfig)] and f.metadata["rule"] != DATA
     }
     assert free == {
-        "SqlSource.url", "SqlSource.cut_by", "SqlSource.timeout_s", "CsvSource.path", "ParquetSource.path", "JsonLinesSource.path", "TextSource.path", "Lookup.path",
+        "SqlSource.url", "SqlSource.cut_by", "SqlSource.timeout_s",
+        "CsvSource.path", "ParquetSource.path", "JsonLinesSource.path", "TextSource.path", "Lookup.path",
         "TokenizerFile.path", "EtlConfig.chunk_rows", "EtlConfig.memory_bytes", "EtlConfig.workers", "EtlConfig.executor",
     }  # fmt: skip
     cfg, told = run_file(str(RECIPE)), str(compare.data_json(run_file(str(RECIPE)).etl))

@@ -52,10 +52,10 @@ def connect(source: SqlSource) -> sa.Engine:
         )
     try:
         return sa.create_engine(completed(parsed, source.timeout_s))
-    except ModuleNotFoundError as error:
+    except (ModuleNotFoundError, sa.exc.NoSuchModuleError) as error:
         raise DataError(f"config.etl.source.url={url!r}: {error}; install {database.install}") from error
-    except sa.exc.NoSuchModuleError as error:
-        raise DataError(f"config.etl.source.url={url!r}: {error}; install {database.install}") from error
+    except Exception as error:  # a dialect's own: of an option, or of credentials that BigQuery's looks for here already
+        raise DataError(f"config.etl.source.url={url!r}: {one_line(error, parsed)}; mend the URL, or what it names") from error
 
 
 def named(source: SqlSource) -> str:

@@ -41,8 +41,10 @@ def patiently(source: SqlSource, items: Iterator[T]) -> Iterator[T]:
             asked.put(True)
             try:
                 kind, value = given.get(timeout=limit)
-            except Empty:
+            except BaseException as error:  # silence, or Ctrl-C: what the thread does then is not waited for
                 limit = 0.0
+                if not isinstance(error, Empty):
+                    raise
                 told = f"database {shown(url)} gave nothing for config.etl.source.timeout_s={source.timeout_s:g} seconds"
                 raise lost(told) from None
             if kind == ERROR:

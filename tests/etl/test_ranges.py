@@ -182,3 +182,9 @@ def test_a_locked_file_is_waited_for_and_told(tmp_path):
         db.execute("BEGIN EXCLUSIVE")
         with pytest.raises(DataError, match="database is locked"):
             build(small_config(tmp_path, source=source))
+
+
+def test_an_option_that_cannot_be_is_told(tmp_path):
+    source = SqlSource(url=f"{database(tmp_path)}?timeout=soon", table="t")
+    with pytest.raises(DataError, match="could not convert string to float: 'soon'; mend the URL"):
+        build(small_config(tmp_path, source=source))
