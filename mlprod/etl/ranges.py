@@ -82,7 +82,7 @@ def _named_key(connection: sa.Connection, table: sa.FromClause, source: SqlSourc
 
 
 def _is_integer(value: Any) -> bool:
-    return type(value) is int or (isinstance(value, Decimal) and value == value.to_integral_value())
+    return type(value) is int or (isinstance(value, Decimal) and value.is_finite() and value == value.to_integral_value())
 
 
 def _no_integer(source: SqlSource, value: Any) -> DataError:
