@@ -407,24 +407,22 @@ def test_a_server_that_falls_silent_ends_with_75(wide, port, tmp_path, installed
     if not installed:
         monkeypatch.setattr(postgres, "dbapi", None)
     with contextlib.closing(Proxy(port, after=900_000, cuts=-1, silent=True)) as proxy:
-        cfg, began = cut_config(tmp_path, proxy.port, timeout_s=0.5), time.monotonic()
-        with pytest.raises(
-            ConnectionLost, match=r"gave nothing for config.etl.source.timeout_s=0.5 seconds; .* goes on"
-        ) as caught:
+        cfg, began = cut_config(tmp_path, proxy.port, timeout_s=1.0), time.monotonic()
+        with pytest.raises(ConnectionLost, match=r"gave nothing for config.etl.source.timeout_s=1 seconds; .* goes on") as caught:
             build(cfg)
         assert (caught.value.exit_code, PASSWORD in str(caught.value)) == (75, False)
-        assert time.monotonic() - began < 2 * 0.6 + 5  # two tasks were begun
-        proxy.cuts = 0
+        assert time.monotonic() - began < 2 * 1.1 + 15  # two tasks were begun; a machine may be slow
+        proxy.cuts, cfg.etl.source.timeout_s = 0, 60.0
         assert build(cfg)[1]
 
 
-def test_a_server_that_says_nothing_at_the_start_is_given_up(url, port, tmp_path, impatient):
+def test_a_server_that_says_nothing_at_the_start_is_given_up(url, port, tmp_path):
     with contextlib.closing(Proxy(port, after=1, cuts=-1, silent=True)) as proxy:
         began = time.monotonic()
         with pytest.raises(DataError, match="timeout expired") as caught:
             build(config(tmp_path, SqlSource(url=url_of(proxy.port), table="t", timeout_s=2.0)))
         assert caught.value.exit_code == 2
-        assert time.monotonic() - began < 6
+        assert time.monotonic() - began < 15
 
 
 def test_limits_reach_both_drivers(url):
