@@ -21,7 +21,7 @@ INSTALL = install_env() { \
 	  touch "$$1/.stamp"; \
 	}; install_env
 
-.PHONY: help env demo test test-servers chaos lint bench smoke312 clean distclean
+.PHONY: help env demo test servers test-servers chaos lint bench smoke312 clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-14s %s\n' "$$name" "$$text"; done
@@ -46,6 +46,13 @@ demo: env ## flights from rows to predictions on this machine: ETL, training, ev
 
 test: env ## the suite with coverage; fails below COVERAGE_MIN (ARGS="..." goes to pytest)
 	$(BIN)/python -m pytest -m "not chaos and not servers" --cov --cov-report=term --cov-fail-under=$(COVERAGE_MIN) $(ARGS)
+
+# Where it is there already nothing is done; a machine without apt-get or root is told, and its server tests skip.
+servers: ## install what test-servers needs (MariaDB) by apt-get; needs root
+	@if PATH="$$PATH:/usr/sbin" command -v mariadbd >/dev/null; then echo "servers: MariaDB is there already"; \
+	elif ! command -v apt-get >/dev/null || [ "$$(id -u)" -ne 0 ]; then \
+	  echo "servers: MariaDB is not here, and installing it needs apt-get and root" >&2; exit 1; \
+	else apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends mariadb-server; fi
 
 test-servers: env ## the tests that need servers installed on the system
 	$(BIN)/python -m pytest -m servers $(ARGS) || { [ $$? -eq 5 ] && echo "no server tests yet"; } # 5: nothing was collected

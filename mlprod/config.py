@@ -216,6 +216,10 @@ class SqlSource:
         0.0, "etl.grow=`append`: how far behind the newest watermark rows are read again, for those that come late",
         unit="seconds, or the watermark's units", low=0.0,
     )  # fmt: skip
+    cut_by: str = knob("", "an integer column, unique or not, by which rows are read in ranges; '': the table's primary key")
+    timeout_s: float = knob(
+        300.0, "how long a server may give nothing: no answer, no further rows (a connection: 30 at most)", unit="s", low=1.0
+    )
 
 
 @dataclass(kw_only=True, slots=True)

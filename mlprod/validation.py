@@ -46,7 +46,8 @@ from mlprod.hints import mismatch
 
 TEXT_COLUMNS = ("text", "file")  # of text files
 RESERVED = ("numeric", "label", "weight", "row_id")  # keys of a batch that are not columns
-_PASSWORD = re.compile(r"://[^:@?]*:(?!\$(\w+|\{\w+\})@)[^@]+@|[?&](password|passwd|pwd|odbc_connect)=(?!\$)", re.IGNORECASE)
+SECRETS = r"\w*(password|passwd|pwd|passphrase|passcode|token|secret|credentials_base64)|odbc_connect"  # options of a URL
+_PASSWORD = re.compile(rf"://[^:@?]*:(?!\$(\w+|\{{\w+\}})@)[^@]+@|[?&]({SECRETS})=(?!\$)", re.IGNORECASE)
 
 
 def _check_field(path: str, field: dataclasses.Field[Any], hint: Any, value: Any) -> None:

@@ -60,7 +60,8 @@ def test_fields_without_a_data_rule_do_not_change_the_dataset() -> None:
         if s in SECTIONS[: SECTIONS.index(config.LoaderConfig)] and f.metadata["rule"] != DATA
     }
     assert free == {
-        "SqlSource.url", "CsvSource.path", "ParquetSource.path", "JsonLinesSource.path", "TextSource.path", "Lookup.path",
+        "SqlSource.url", "SqlSource.cut_by", "SqlSource.timeout_s",
+        "CsvSource.path", "ParquetSource.path", "JsonLinesSource.path", "TextSource.path", "Lookup.path",
         "TokenizerFile.path", "EtlConfig.chunk_rows", "EtlConfig.memory_bytes", "EtlConfig.workers", "EtlConfig.executor",
         "SqlSource.late", "EtlConfig.exclude_keys", "EtlConfig.grow", "EtlConfig.drift", "EtlConfig.keep_versions",
         "Column.clip_low", "Column.clip_high", "Column.log", "Column.scale",  # what the model makes of a number
@@ -182,6 +183,11 @@ def test_refused_in_a_config_file(
         "postgresql+psycopg://bob:[hunter2@db.example/x",
         "postgresql+psycopg://bob:$hunter2!@db.example/x",
         "postgresql+psycopg://db.example/x?user=bob&password=hunter2",
+        "mysql://bob:hunter2@db.example/x",
+        "mysql+pymysql://bob@db.example/x?ssl_key_password=hunter2",
+        "duckdb:///md:x?motherduck_token=hunter2",
+        "snowflake://bob@account/x?token=hunter2",
+        "bigquery://project/x?credentials_base64=hunter2",
     ],
 )
 def test_a_password_in_the_config_is_refused(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,7 +198,16 @@ def test_a_password_in_the_config_is_refused(url: str, tmp_path: Path, capsys: p
 
 
 @pytest.mark.parametrize(
-    "url", ["sqlite:///rows.db", "$URL", "postgresql://bob:$PW@db/x", "postgresql://bob:${PW}@db/x", "postgresql://bob@db/x"]
+    "url",
+    [
+        "sqlite:///rows.db",
+        "mysql://db/x?read_default_file=~/.my.cnf",
+        "duckdb:///a.duckdb?threads=2",
+        "$URL",
+        "postgresql://bob:$PW@db/x",
+        "postgresql://bob:${PW}@db/x",
+        "postgresql://bob@db/x",
+    ],
 )
 def test_a_url_without_a_password_is_taken(url: str, tmp_path: Path) -> None:
     """It may come from the environment, whole or in part."""

@@ -46,7 +46,7 @@ PLACES = {name: (rank, i) for rank, row in enumerate(ROWS) for i, name in enumer
 DOORS = {  # dependency -> the only modules (or packages of ours) that import it
     "orbax": {"checkpoint"}, "tensorstore": {"checkpoint"},
     "wandb": {"tracking"}, "grain": {"data"}, "pandas": {"etl"}, "sqlalchemy": {"etl"},
-    "tokenizers": {"etl"}, "adbc_driver_manager": {"etl"}, "adbc_driver_postgresql": {"etl"},
+    "tokenizers": {"etl"}, "adbc_driver_manager": {"etl"}, "adbc_driver_postgresql": {"etl"}, "duckdb": set(), "pymysql": set(),
     "ml_collections": {"recipe"}, "absl": {"recipe"}, "importlib": {"cli", "runtime", "etl", "doctor"}, "runpy": {"recipe"},
     "subprocess": {"cli", "runtime", "doctor", "processes"}, "psutil": {"doctor", "runtime"},
     "packaging": {"doctor"}, "matplotlib": {"report"},

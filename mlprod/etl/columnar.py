@@ -80,7 +80,7 @@ def stored_types(path: str) -> dict[str, str]:
     found: dict[str, str] = {}
     schemas = [_open(name).schema_arrow for name in files_of(path)]
     for field in schemas[0]:
-        types = {_type_of(schema.field(field.name).type) for schema in schemas if field.name in schema.names}
+        types = {type_of(schema.field(field.name).type) for schema in schemas if field.name in schema.names}
         if len(types) == 1 and "" not in types:
             found[field.name] = types.pop()
     return found
@@ -92,7 +92,7 @@ def declared_types(path: str) -> dict[str, str]:
     return found | dict.fromkeys(partitions(path), "string")
 
 
-def _type_of(kind: pa.DataType) -> str:
+def type_of(kind: pa.DataType) -> str:
     """Returns the type that holds every value of an Arrow type, "" where its values must be looked at."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type

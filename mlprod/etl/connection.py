@@ -9,14 +9,16 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
 from mlprod.config import SqlSource
 from mlprod.errors import ConnectionLost, DataError
+from mlprod.etl.databases import completed, database_of, shown
+from mlprod.validation import SECRETS
 
-# Times without a zone, and what a query makes of times, must not depend on whose server it is.
-READ_ONLY = {"postgresql": ("SET TRANSACTION READ ONLY", "SET LOCAL TIME ZONE 'UTC'")}
+SHUTDOWN = 1053  # MySQL's, which SQLAlchemy takes for the statement's fault
 GOES_ON = "the same command goes on with the tasks that are left"
 
 
@@ -24,33 +26,36 @@ class Unreachable(DataError):
     """There is no such server or database, or it does not let this user in."""
 
 
-def connect(url: str) -> sa.Engine:
+def connect(source: SqlSource) -> sa.Engine:
     """Returns an engine for a database that exists.
 
     Raises:
-        DataError: a URL that SQLAlchemy cannot read, a driver that is not installed, or a missing SQLite file.
+        DataError: a URL that SQLAlchemy cannot read, a driver that is not installed, or a missing file.
     """
+    url = source.url
     for name in re.findall(r"\$\{?(\w+)", url):
         if name not in os.environ:
             raise DataError(f"config.etl.source.url={url!r}: the environment variable {name} is not set")
     try:
         parsed = sa.make_url(os.path.expandvars(url))
-        engine = sa.create_engine(parsed)
-    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError) as error:
+    except sa.exc.ArgumentError as error:
         way = "give one such as sqlite:///data.db or postgresql://user:$PASSWORD@host/name"
-        raise DataError(f"config.etl.source.url={url!r}: {error}; {way}") from error
-    except ModuleNotFoundError as error:
-        way = "install mlprod[postgres]" if parsed.get_backend_name() == "postgresql" else "install the database's driver"
         raise DataError(f"config.etl.source.url={url!r}: {error}; {way}") from error
     except ValueError as error:  # its text may hold a part of a password
         raise DataError(
             f"config.etl.source.url={url!r}: the port is not a number, or a password holds '/', ':' or '@'"
         ) from error
-    if parsed.get_backend_name() == "sqlite" and not (parsed.database and Path(parsed.database).is_file()):
+    database = database_of(parsed)
+    if database.is_file and not (parsed.database and Path(parsed.database).is_file()):
         raise DataError(
             f"config.etl.source.url={url!r}: there is no database file {parsed.database!r}; create it, or mend the path"
         )
-    return engine
+    try:
+        return sa.create_engine(completed(parsed, source.timeout_s))
+    except (ModuleNotFoundError, sa.exc.NoSuchModuleError) as error:
+        raise DataError(f"config.etl.source.url={url!r}: {error}; install {database.install}") from error
+    except Exception as error:  # a dialect's own: of an option, or of credentials that BigQuery's looks for here already
+        raise DataError(f"config.etl.source.url={url!r}: {one_line(error, parsed)}; mend the URL, or what it names") from error
 
 
 def named(source: SqlSource) -> str:
@@ -59,17 +64,25 @@ def named(source: SqlSource) -> str:
 
 
 def one_line(error: BaseException, url: sa.URL) -> str:
-    """Returns an error's text, without the password of a URL."""
+    """Returns an error's text, without the secrets of a URL."""
     text = " ".join(str(error).split())
-    return text.replace(str(url.password), "***") if url.password else text
+    secrets = [url.password, *(value for name, value in url.query.items() if re.fullmatch(SECRETS, name, re.IGNORECASE))]
+    for secret in map(str, filter(None, secrets)):
+        text = text.replace(secret, "***")
+    return text
 
 
 def refused(where: str, error: sa.exc.StatementError, url: sa.URL) -> DataError | ConnectionLost:
     """Returns what it means for a build that a database refused a statement."""
     told = f"{where}: {one_line(error.orig or error, url)}"
-    if isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated:
+    if isinstance(error, sa.exc.DBAPIError) and (error.connection_invalidated or _code(error.orig) == SHUTDOWN):
         return lost(told)
     return DataError(told)
+
+
+def _code(error: BaseException | None) -> Any:
+    """Returns the number that MySQL's drivers put before the text of an error."""
+    return error.args[0] if error is not None and error.args else None
 
 
 def lost(told: str) -> ConnectionLost:
@@ -79,22 +92,22 @@ def lost(told: str) -> ConnectionLost:
 
 @contextmanager
 def connected(source: SqlSource) -> Iterator[sa.Connection]:
-    """Gives a connection, in a transaction that only reads where the database has such.
+    """Gives a connection, in a transaction that only reads where the database has such; a file is opened so.
 
     Raises:
         Unreachable: there is no connection to be had.
         ConnectionLost: it broke.
         DataError: the database refused a statement.
     """
-    engine = connect(source.url)
+    engine = connect(source)
     try:
         try:
             connection = engine.connect()
         except sa.exc.DBAPIError as error:
-            raise Unreachable(f"database {engine.url.render_as_string()}: {one_line(error.orig or error, engine.url)}") from error
+            raise Unreachable(f"database {shown(engine.url)}: {one_line(error.orig or error, engine.url)}") from error
         try:
             with connection:
-                for statement in READ_ONLY.get(engine.dialect.name, ()):
+                for statement in database_of(engine.url).begin:
                     connection.exec_driver_sql(statement)
                 yield connection
         except sa.exc.StatementError as error:

@@ -6,12 +6,14 @@ Price: what a database does not allow in a subquery, it refuses here: a statemen
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
 from mlprod.config import SqlSource
 from mlprod.errors import DataError
+from mlprod.etl import mysql
 from mlprod.etl.schema import require
 
 
@@ -28,14 +30,31 @@ def described(connection: sa.Connection, source: SqlSource) -> sa.FromClause:
     double = next((name for name, n in Counter(names).items() if n > 1), None)
     if double is not None:
         raise DataError(f"the query has several columns {double!r}; name each of them once, by AS")
-    clause = text.columns(*map(sa.column, names)).subquery("rows_of_query")
-    if not (source.watermark and (source.start or source.stop)):
-        return clause
-    require(source.watermark, names, "the query")
-    mark = clause.c[source.watermark]
-    value = connection.execute(sa.select(mark).where(mark.is_not(None)).limit(1)).scalar()
-    kinds = {source.watermark: sa.literal(value).type}  # the type that `start` and `stop` must have: a query declares none
+    kinds = _kinds(empty, names, connection.dialect.name)
+    if source.watermark and (source.start or source.stop):
+        require(source.watermark, names, "the query")
+        kinds[source.watermark] = _kind(connection, _typed(text, names, kinds).c[source.watermark])
+    return _typed(text, names, kinds)
+
+
+Kinds = dict[str, sa.types.TypeEngine[Any]]
+
+
+def _typed(text: sa.TextClause, names: Sequence[str], kinds: Kinds) -> sa.FromClause:
     return text.columns(*(sa.column(name, kinds.get(name)) for name in names)).subquery("rows_of_query")
+
+
+def _kinds(empty: sa.CursorResult[Any], names: Sequence[str], dialect: str) -> Kinds:
+    """Returns {column: type} where values of a query need one to be what those of a table are."""
+    if dialect not in mysql.NAMES or empty.cursor is None:
+        return {}
+    numbers = [column[1] for column in empty.cursor.description]
+    return {name: mysql.BY_NUMBER[n] for name, n in zip(names, numbers, strict=True) if n in mysql.BY_NUMBER}
+
+
+def _kind(connection: sa.Connection, column: sa.ColumnElement[Any]) -> sa.types.TypeEngine[Any]:
+    """Returns the type of a column's values, which `start` and `stop` must have: a query declares none."""
+    return sa.literal(connection.execute(sa.select(column).where(column.is_not(None)).limit(1)).scalar()).type
 
 
 def _text(query: str) -> sa.TextClause:

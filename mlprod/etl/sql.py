@@ -2,7 +2,8 @@
 
 Promise: every table and column is checked before a row is read; values travel as bound parameters, names as quoted identifiers;
 a join never multiplies rows.
-Price: rows pass through SQLAlchemy's cursor (about 230,000 rows/s), but for those of PostgreSQL (see `postgres.py`).
+Price: rows pass through SQLAlchemy's cursor (about 230,000 rows/s), but for those of PostgreSQL and DuckDB (see `postgres.py`,
+`duckdb_files.py`).
 """
 
 import datetime as dt
@@ -16,10 +17,12 @@ import sqlalchemy as sa
 
 from mlprod.config import Join, On, SqlSource
 from mlprod.errors import DataError, nearest
-from mlprod.etl import query
+from mlprod.etl import duckdb_files, mysql, query
 from mlprod.etl.connection import connected, named, refused
+from mlprod.etl.databases import shown
 from mlprod.etl.files import Told, untold
 from mlprod.etl.identity import Identity, rows_bytes
+from mlprod.etl.patience import answered, rows_in_time
 from mlprod.etl.schema import Loose, require
 from mlprod.hashing import key_of_text
 
@@ -41,7 +44,7 @@ def opened(source: SqlSource) -> Iterator[tuple[sa.Connection, Tables]]:
             tables = _reflect(connection, source)
         except sa.exc.DBAPIError as error:
             url = connection.engine.url
-            raise refused(f"database {url.render_as_string()}", error, url) from error
+            raise refused(f"database {shown(url)}", error, url) from error
         yield connection, tables
 
 
@@ -51,8 +54,18 @@ def _reflect(connection: sa.Connection, source: SqlSource) -> Tables:
     names = (source.table, *(join.table for join in source.joins))
     for name in names:
         if name not in known:
-            raise DataError(f"database {connection.engine.url.render_as_string()} has no table {name!r}{nearest(name, known)}")
-    return {name: sa.Table(name, sa.MetaData(), autoload_with=connection) for name in dict.fromkeys(names)}
+            raise DataError(f"database {shown(connection.engine.url)} has no table {name!r}{nearest(name, known)}")
+    dialect = connection.dialect.name
+    listeners = [("column_reflect", partial(_read_as, dialect))]
+    return {name: sa.Table(name, sa.MetaData(), autoload_with=connection, listeners=listeners) for name in dict.fromkeys(names)}
+
+
+def _read_as(dialect: str, inspector: Any, table: sa.Table, column: dict[str, Any]) -> None:
+    """Lets a column be read as what it is, where SQLAlchemy would make something else of it."""
+    if dialect in mysql.NAMES:
+        column["type"] = mysql.plain(column["type"])
+    elif dialect == "duckdb" and isinstance(column["type"], sa.JSON):
+        column["type"] = sa.Text()
 
 
 def _bound(column: sa.ColumnElement[Any], name: str, text: str, field: str) -> Any:
@@ -143,17 +156,20 @@ def loose(
     Raises:
         DataError: the driver cannot read a value.
     """
-    done = 0
+    done, result = 0, connection.execution_options(stream_results=True).execute(select)
     try:
-        result = connection.execution_options(stream_results=True).execute(select)
         for rows in result.partitions(chunk_rows):
             columns = dict(zip(names, zip(*rows, strict=True), strict=True))
             yield Loose(columns, len(rows), partial(row_of_query, source, which, done), {})
             done += len(rows)
     except (ValueError, TypeError) as error:  # a driver that cannot make its column's type of a value
         raise DataError(f"{named(source)}, after row {done} of the query: {error}; mend the value") from error
+    finally:
+        if mysql.let_go(result.cursor) and not connection.invalidated:
+            connection.invalidate()
 
 
+@rows_in_time
 def sql_chunks(source: SqlSource, names: Sequence[str], chunk_rows: int) -> Iterator[Loose]:
     """Yields the columns `names` of the source, at most `chunk_rows` rows at a time; raises DataError, ConnectionLost."""
     with opened(source) as (connection, tables):
@@ -162,18 +178,21 @@ def sql_chunks(source: SqlSource, names: Sequence[str], chunk_rows: int) -> Iter
         yield from loose(connection, select, source, names, chunk_rows)
 
 
+@answered
 def sql_head(source: SqlSource, names: Sequence[str], num_rows: int) -> Loose | None:
     """Returns the first rows that the database gives; raises DataError, ConnectionLost. Joins are not looked at."""
     with opened(source) as (connection, tables):
         return next(loose(connection, statement(tables, source, names).limit(num_rows), source, names, num_rows), None)
 
 
+@answered
 def sql_column_names(source: SqlSource) -> list[str]:
     """Returns the columns of the source's table or query, and those that its joins add."""
     with opened(source) as (_, tables):
         return _all_names(tables, source)
 
 
+@answered
 def sql_count(source: SqlSource) -> int:
     """Returns how many rows the table or query has; raises DataError, ConnectionLost."""
     with opened(source) as (connection, tables):
@@ -183,7 +202,12 @@ def sql_count(source: SqlSource) -> int:
 
 def tables_of(url: str) -> list[str]:
     """Returns the tables and views of a database, by name; raises DataError, ConnectionLost."""
-    with connected(SqlSource(url=url)) as connection:
+    return _known_tables(SqlSource(url=url))
+
+
+@answered
+def _known_tables(source: SqlSource) -> list[str]:
+    with connected(source) as connection:
         inspector = sa.inspect(connection)
         return sorted([*inspector.get_table_names(), *inspector.get_view_names()])
 
@@ -192,18 +216,23 @@ def _all_names(tables: Tables, source: SqlSource) -> list[str]:
     return list(dict.fromkeys([*tables[source.table].c.keys(), *(name for join in source.joins for name in join.columns)]))
 
 
+@answered
 def sql_stored_types(source: SqlSource) -> dict[str, str]:
-    """Returns {column: type} where PostgreSQL says it; a column of another database may hold anything."""
+    """Returns {column: type} where PostgreSQL or DuckDB says it; a column of another database may hold anything."""
     with opened(source) as (connection, tables):
+        names = _all_names(tables, source)
+        if connection.dialect.name == "duckdb":
+            text = duckdb_files.sent(statement(tables, source, names), connection.engine)
+            return duckdb_files.stored_types(connection, text, source)
         if connection.dialect.name != "postgresql":
             return {}
-        names = _all_names(tables, source)
         found = connection.execute(statement(tables, source, names).where(sa.false())).cursor
         assert found is not None
         kinds = [column[1] for column in found.description]
     return {name: STORED[kind] for name, kind in zip(names, kinds, strict=True) if kind in STORED}
 
 
+@answered
 def declared_types(source: SqlSource) -> dict[str, str]:
     """Returns {column: the type that the database declares} of the table and what its joins add; "" where none is known."""
     with opened(source) as (_, tables):
@@ -217,6 +246,7 @@ def _declared(column: sa.ColumnElement[Any]) -> str:
     return "" if isinstance(column.type, sa.types.NullType) else str(column.type)
 
 
+@answered
 def rows_until(source: SqlSource, watermark: str) -> int:
     """Returns how many of the source's rows have a watermark up to one, itself included."""
     bounded = source if source.start else replace(source, start=watermark)  # by which a query's column gets its type
@@ -228,6 +258,7 @@ def rows_until(source: SqlSource, watermark: str) -> int:
         return found
 
 
+@answered
 def sql_identity(source: SqlSource, names: Sequence[str], told: Told = untold) -> Identity:
     """Returns the query as it is sent, its count, and its newest watermark or, where it has none, its last key as a hash.
 

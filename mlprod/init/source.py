@@ -17,28 +17,31 @@ FILES = {
     ".csv": CsvSource, ".tsv": CsvSource, ".txt": CsvSource, ".parquet": ParquetSource, ".pq": ParquetSource,
     ".jsonl": JsonLinesSource, ".ndjson": JsonLinesSource,
 }  # fmt: skip
-DATABASES = (".db", ".sqlite", ".sqlite3")
+DATABASES = {".db": "sqlite", ".sqlite": "sqlite", ".sqlite3": "sqlite", ".duckdb": "duckdb"}
 PACKED = (".gz", ".bz2", ".zst")
 DELIMITERS = (",", "\t", ";", "|")
 LOOKED_AT = 1 << 20  # bytes by which an encoding is told
 
 
 def source_of(data: str, table: str) -> Any:
-    """Returns the source that `data` names: a file, a folder, a pattern, an address, a SQLite file or a database's URL.
+    """Returns the source that `data` names: a file, folder, pattern or address, a SQLite or DuckDB file, or a database's URL.
 
     Raises:
         DataError: there is nothing, it is of no kind that is known, or a table must be chosen.
         ConfigError: a URL holds a password.
     """
     refuse_password("DATA", data)
-    if Path(data).suffix.lower() in DATABASES and Path(data).is_file():
-        return _of_database(f"sqlite:///{data}", table)
+    database = DATABASES.get(Path(data).suffix.lower())
+    if database and Path(data).is_file():
+        return _of_database(f"{database}:///{data}", table)
     if "://" in data and not is_remote_file(data):
         return _of_database(data, table)
     if table:
         raise DataError(f"--table={table} is for a database; {data} is a file")
     if not is_remote(data) and not any(Path(name).is_file() for name in files_of(data)):
-        raise DataError(f"{data}: there is no such file; give a CSV, Parquet, JSON lines or SQLite file, or a database's URL")
+        raise DataError(
+            f"{data}: there is no such file; give a CSV, Parquet, JSON lines, SQLite or DuckDB file, or a database's URL"
+        )
     kind = FILES.get(_suffix(files_of(data)[0]))
     if kind is None:
         raise DataError(f"{data} ends with none of {', '.join((*FILES, *DATABASES))}; rename it, or write the config by hand")

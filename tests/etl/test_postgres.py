@@ -1,10 +1,12 @@
 """PostgreSQL, a real one: ADBC against SQLAlchemy and a CSV; key ranges; queries; connections that break."""
 
+import contextlib
 import dataclasses
 import datetime as dt
 import json
 import math
 import random
+import time
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -15,13 +17,14 @@ import sqlalchemy as sa
 
 from mlprod.config import Column, Config, SqlSource, categorical, numeric
 from mlprod.errors import ConnectionLost, DataError
-from mlprod.etl import dry_run, postgres, ranges, sources, sql, tasks
+from mlprod.etl import dry_run, patience, postgres, ranges, sources, sql, tasks
 from mlprod.etl.connection import connect
 from mlprod.etl.run import build
 from mlprod.etl.schema import Loose, cast_chunk
 from tests.plain import ID, small_config, table_text
-from tests.postgres_server import PASSWORD, Proxy
+from tests.postgres_server import PASSWORD
 from tests.postgres_server import postgres as server
+from tests.proxy import Proxy
 
 
 @pytest.fixture(scope="session")
@@ -123,7 +126,7 @@ def test_adbc_gives_what_sqlalchemy_gives(url, seed):
     execute(url, "ALTER DATABASE postgres SET timezone = 'Asia/Kolkata'")
     source, names = SqlSource(url=url, table="t"), list(KINDS)
     as_objects = next(sql.sql_chunks(source, names, 10_000))
-    with postgres.reader(connect(url).url, f"SELECT {', '.join(names)} FROM t", "t") as batches:
+    with postgres.reader(source, f"SELECT {', '.join(names)} FROM t") as batches:
         assert postgres.readable(batches.schema)
         (batch,) = batches
     for name, (_, types) in KINDS.items():
@@ -247,6 +250,19 @@ def test_a_place_names_the_range(url, tmp_path):
         build(config(tmp_path, SqlSource(url=url, table="t"), *DEFAULT, numeric("s", "int64"), chunk_rows=2, workers=2))
 
 
+def test_ranges_by_a_column_that_is_not_unique(url, monkeypatch):
+    """Of a table, a view and a query: equal values and nulls in one part each; beyond 32 bits."""
+    monkeypatch.setattr(ranges, "PART_CHUNKS", 1)
+    rows = [(i, None if i % 7 == 0 else i // 3 * (1 << 40)) for i in range(60)]
+    insert(url, {"id": "BIGINT", "g": "BIGINT"}, rows)
+    execute(url, "CREATE VIEW v AS SELECT * FROM t")
+    whole = SqlSource(url=url, table="t", cut_by="g")
+    for source in (whole, dataclasses.replace(whole, table="v"), dataclasses.replace(whole, table="", query="SELECT * FROM t")):
+        found = [table["id"].to_pylist() for table, _ in typed_by(source, [Column(name="id", type="int64")], 10)]
+        assert sorted(i for ids in found for i in ids) == list(range(60))
+        assert len(found) > 4
+
+
 # ---- queries -----------------------------------------------------------------------------------------------------------
 
 REFUSED = {
@@ -338,8 +354,8 @@ def wide(url, monkeypatch) -> str:
     return url
 
 
-def cut_config(folder: Path, port: int) -> Config:
-    source = SqlSource(url=url_of(port), table="t", watermark="id")
+def cut_config(folder: Path, port: int, **more) -> Config:
+    source = SqlSource(url=url_of(port), table="t", watermark="id", **more)
     return config(folder, source, *DEFAULT, categorical("s"), chunk_rows=75, workers=1)
 
 
@@ -377,6 +393,49 @@ def test_a_connection_that_stays_broken_ends_with_75_and_the_next_attempt_goes_o
     assert len(done) == 6
     assert "3 task(s) had been done by an attempt before" in capsys.readouterr().err
     proxy.close()
+
+
+@pytest.fixture
+def impatient(monkeypatch) -> None:
+    monkeypatch.setattr(patience, "GRACE_S", 0.1)
+    monkeypatch.setattr(tasks, "PAUSES", ())
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_server_that_falls_silent_ends_with_75(wide, port, tmp_path, installed, monkeypatch, impatient):
+    """On a connection that stays open, where neither libpq nor TCP sees anything: by ADBC and by SQLAlchemy's cursor."""
+    if not installed:
+        monkeypatch.setattr(postgres, "dbapi", None)
+    with contextlib.closing(Proxy(port, after=900_000, cuts=-1, silent=True)) as proxy:
+        cfg, began = cut_config(tmp_path, proxy.port, timeout_s=1.0), time.monotonic()
+        with pytest.raises(ConnectionLost, match=r"gave nothing for config.etl.source.timeout_s=1 seconds; .* goes on") as caught:
+            build(cfg)
+        assert (caught.value.exit_code, PASSWORD in str(caught.value)) == (75, False)
+        assert time.monotonic() - began < 2 * 1.1 + 15  # two tasks were begun; a machine may be slow
+        proxy.cuts, cfg.etl.source.timeout_s = 0, 60.0
+        assert build(cfg)[1]
+
+
+def test_a_server_that_says_nothing_at_the_start_is_given_up(url, port, tmp_path):
+    with contextlib.closing(Proxy(port, after=1, cuts=-1, silent=True)) as proxy:
+        began = time.monotonic()
+        with pytest.raises(DataError, match="timeout expired") as caught:
+            build(config(tmp_path, SqlSource(url=url_of(proxy.port), table="t", timeout_s=2.0)))
+        assert caught.value.exit_code == 2
+        assert time.monotonic() - began < 15
+
+
+def test_limits_reach_both_drivers(url):
+    """As options of libpq; what the URL says itself stays."""
+    found = connect(SqlSource(url=f"{url}?keepalives_idle=7&application_name=mine", table="t", timeout_s=40.0)).url.query
+    assert dict(found) == {
+        "connect_timeout": "30", "keepalives": "1", "keepalives_idle": "7", "keepalives_interval": "10", "keepalives_count": "3",
+        "tcp_user_timeout": "40000", "application_name": "mine",
+    }  # fmt: skip
+    with postgres.reader(
+        SqlSource(url=f"{url}?application_name=mine"), "SELECT current_setting('application_name') AS x"
+    ) as batches:
+        assert batches.read_all()["x"].to_pylist() == ["mine"]
 
 
 def test_a_server_that_is_gone_at_the_end_is_worth_another_attempt(wide, port, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import contextlib
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,60 @@ def test_predictions_take_a_query_to_another_database(tmp_path):
 def test_a_source_is_a_table_or_a_query(tmp_path, fields, told):
     with pytest.raises(ConfigError, match=told):
         validate_etl(small_config(tmp_path, source=SqlSource(url="sqlite:///x.db", **fields)).etl)
+
+
+# ---- ranges of a column that is named ----------------------------------------------------------------------------------
+
+
+def test_cut_by_does_not_change_the_dataset(tmp_path):
+    """Of a table without a key, a view and a query; nulls in the first part."""
+    url = database(
+        tmp_path, "ALTER TABLE t ADD COLUMN g INTEGER", "UPDATE t SET g = id / 3 WHERE id % 7",
+        "CREATE VIEW v AS SELECT * FROM t", key="id INTEGER",
+    )  # fmt: skip
+    forms = [{"table": "t"}, {"table": "v"}, {"query": "SELECT * FROM t"}]
+    whole = [SqlSource(url=url, watermark="id", **form) for form in forms]
+    wanted = build(small_config(tmp_path / "whole", source=whole[0]))[0].dataset_id
+    for i, source in enumerate(whole):
+        cut = replace(source, cut_by="g")
+        parts = ids_of(cut, 10)
+        assert sorted(i for ids in parts for i in ids) == list(range(300))
+        assert len(parts) > 5
+        assert set(range(0, 300, 7)) <= set(parts[0])
+        cfg = small_config(tmp_path / str(i), source=cut, chunk_rows=10, workers=2)
+        made, fresh = build(cfg)
+        assert (made.dataset_id, fresh) == (wanted, True)
+        cfg.etl.source.cut_by = ""
+        assert not build(cfg)[1]  # it is the same build
+
+
+@pytest.mark.parametrize("form", [{"table": "t"}, {"query": "SELECT * FROM t"}])
+@pytest.mark.parametrize("name, told", [
+    ("idd", "config.etl.source.cut_by: .* has no column 'idd'; did you mean 'id'?"),
+    ("s", "config.etl.source.cut_by='s' holds a str, no integer; name an integer column of"),
+    ("x", "config.etl.source.cut_by='x' holds a float, no integer"),
+])  # fmt: skip
+def test_cut_by_is_an_integer_column(tmp_path, form, name, told):
+    url = database(tmp_path, "ALTER TABLE t ADD COLUMN s TEXT DEFAULT 'secret'")
+    with pytest.raises(DataError, match=told) as caught:
+        build(small_config(tmp_path, source=SqlSource(url=url, cut_by=name, watermark="id", **form)))
+    assert ("\n" in str(caught.value), "secret" in str(caught.value)) == (False, False)
+
+
+def test_a_column_with_one_value_is_one_range_of_rows(tmp_path):
+    source = SqlSource(url=database(tmp_path, "ALTER TABLE t ADD COLUMN g INTEGER DEFAULT 5"), table="t", cut_by="g")
+    assert [len(ids) for ids in ids_of(source, 10) if ids] == [300]
+
+
+def test_a_locked_file_is_waited_for_and_told(tmp_path):
+    source = SqlSource(url=database(tmp_path), table="t", timeout_s=1.0)
+    with contextlib.closing(sqlite3.connect(tmp_path / "rows.db")) as db:
+        db.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(DataError, match="database is locked"):
+            build(small_config(tmp_path, source=source))
+
+
+def test_an_option_that_cannot_be_is_told(tmp_path):
+    source = SqlSource(url=f"{database(tmp_path)}?timeout=soon", table="t")
+    with pytest.raises(DataError, match="could not convert string to float: 'soon'; mend the URL"):
+        build(small_config(tmp_path, source=source))

@@ -241,7 +241,7 @@ def test_views_are_tables_too(database):
 )
 def test_a_url_that_leads_nowhere_is_refused(url, message):
     with pytest.raises(DataError, match=message):
-        connect(url)
+        connect(SqlSource(url=url))
 
 
 def test_secrets_come_from_the_environment_and_stay_out_of_messages(monkeypatch, tmp_path):
@@ -249,11 +249,11 @@ def test_secrets_come_from_the_environment_and_stay_out_of_messages(monkeypatch,
     monkeypatch.setenv("SECRET", "hunter2")
     with contextlib.closing(sqlite3.connect(tmp_path / "a.db")):
         pass
-    engine = connect("sqlite:///$FOLDER/a.db")
+    engine = connect(SqlSource(url="sqlite:///$FOLDER/a.db"))
     assert sa.inspect(engine).get_table_names() == []
     engine.dispose()
     with pytest.raises(DataError) as caught:
-        connect("nodb+x://user:$SECRET@host/db")
+        connect(SqlSource(url="nodb+x://user:$SECRET@host/db"))
     assert "hunter2" not in str(caught.value)
     assert "$SECRET" in str(caught.value)
 
