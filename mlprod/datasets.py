@@ -227,7 +227,7 @@ def _show_rows(store: Store, published: Manifest, spec: FeatureSpec, split: str,
     if spec.sequences:
         _show_texts(values, tokenize.of_dataset(store, published), console)
         return
-    words = {f.name: ("(unknown)", "(missing)", *f.vocabulary) for f in spec.categorical}
+    words = {f.name: f.words for f in spec.categorical}
     shown = {c.stored_in if c.role == "key" else c.name: _texts(c, values, words) for c in published.columns}
     for start in range(0, num_rows, BESIDE):
         stop = min(start + BESIDE, num_rows)

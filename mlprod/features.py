@@ -50,6 +50,12 @@ class Feature:
         """Rows of the embedding table: the vocabulary, or the buckets, and the two reserved slots."""
         return (self.buckets or len(self.vocabulary)) + FIRST
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What each id of a category stands for, for people; of a bucket many values."""
+        known = tuple(f"(bucket {i})" for i in range(self.buckets)) if self.buckets else self.vocabulary
+        return ("(unknown)", "(missing)", *known)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sequence:

@@ -96,8 +96,8 @@ def _texts(plan: Plan, split: str, column: StoredColumn, row_ids: np.ndarray) ->
     values = values.take(pa.array(np.argsort(ids)))
     assert len(values) == len(row_ids)
     if column.kind == "categorical":
-        words = next(f.vocabulary for f in plan.features.categorical if f.name == column.name)
-        return np.array(["(unknown)", "(missing)", *words])[np.asarray(values)], []
+        words = next(f.words for f in plan.features.categorical if f.name == column.name)
+        return np.array(words)[np.asarray(values)], []
     if pa.types.is_floating(values.type) or pa.types.is_integer(values.type):
         return _cut(values)
     return np.asarray(pc.fill_null(pc.cast(values, pa.string()), "(missing)"), np.str_), []

@@ -18,7 +18,7 @@ from mlprod.etl.profile import Profile, profiles
 from mlprod.etl.settle import LABEL
 from mlprod.etl.warn import warnings_of
 from mlprod.etl.write import Written
-from mlprod.features import FeatureSpec
+from mlprod.features import FIRST, FeatureSpec
 from mlprod.manifest import Manifest
 
 
@@ -110,7 +110,8 @@ def column_rows(
             "low": counts.low.get(c.name, None if c.sensitive else seen.low),
             "high": counts.high.get(c.name, None if c.sensitive else seen.high),
             "fill": f.fill if f and f.kind == "numeric" and not c.sensitive else None,
-            "vocabulary": len(f.vocabulary) if f and f.kind == "categorical" else None,
+            "vocabulary": f.num_ids - FIRST if f and f.kind == "categorical" else None,
+            "buckets": f.buckets if f else 0,
             **seen.shown(sensitive=c.sensitive),
         })  # fmt: skip
     return rows
@@ -239,7 +240,7 @@ def share(part: float, digits: int = 1) -> str:
 def becomes(c: Mapping[str, Any]) -> str:
     """Returns what a column becomes, in a few words."""
     if c["vocabulary"] is not None:
-        return f"{c['vocabulary']:,} values"
+        return f"{c['vocabulary']:,} {'buckets' if c.get('buckets') else 'values'}"
     words = {"numeric": "number", "input": "not stored", "weight": "weight", "label": "the label"}
     return words.get(c["kind"] or c["role"], "as it is")
 

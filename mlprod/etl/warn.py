@@ -81,7 +81,7 @@ def _is_constant(feature: Feature, seen: Profile) -> bool:
     """Whether a model sees one value in all training rows: in those looked at, and by what was fitted on all."""
     if feature.kind == "numeric":  # missing ones are filled with the median
         return seen.distinct <= 1 and feature.mean == feature.fill
-    return seen.distinct <= 1 and not seen.missing["train"] and len(feature.vocabulary) <= 1
+    return seen.distinct <= 1 and not seen.missing["train"] and (feature.buckets > 1 or len(feature.vocabulary) <= 1)
 
 
 def _is_key(c: Column, feature: Feature, seen: Profile, train_rows: int) -> bool:
