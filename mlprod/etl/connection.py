@@ -46,16 +46,17 @@ def connect(source: SqlSource) -> sa.Engine:
             f"config.etl.source.url={url!r}: the port is not a number, or a password holds '/', ':' or '@'"
         ) from error
     database = database_of(parsed)
-    if database.is_file and not (parsed.database and Path(parsed.database).is_file()):
-        raise DataError(
-            f"config.etl.source.url={url!r}: there is no database file {parsed.database!r}; create it, or mend the path"
-        )
     try:
-        return sa.create_engine(completed(parsed, source.timeout_s))
+        engine = sa.create_engine(completed(parsed, source.timeout_s))
     except (ModuleNotFoundError, sa.exc.NoSuchModuleError) as error:
         raise DataError(f"config.etl.source.url={url!r}: {error}; install {database.install}") from error
     except Exception as error:  # a dialect's own: of an option, or of credentials that BigQuery's looks for here already
         raise DataError(f"config.etl.source.url={url!r}: {one_line(error, parsed)}; mend the URL, or what it names") from error
+    if database.is_file and not (parsed.database and Path(parsed.database).is_file()):
+        raise DataError(
+            f"config.etl.source.url={url!r}: there is no database file {parsed.database!r}; create it, or mend the path"
+        )
+    return engine
 
 
 def named(source: SqlSource) -> str:
