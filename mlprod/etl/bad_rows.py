@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from mlprod.config import Column, EtlConfig
 from mlprod.etl.schema import Loose, cast_chunk, cast_strictly
+from mlprod.etl.whole import whole
 from mlprod.hashing import key_of_text, mix
 
 Bad = dict[str, Any]  # {"where", "why", "values": {column: text or None}}
@@ -53,7 +54,8 @@ def write(path: Path, bad: Iterable[Mapping[str, Any]]) -> None:
     """Writes bad rows as JSON lines; no file where there are none."""
     lines = [json.dumps(row, ensure_ascii=False) for row in bad]
     if lines:
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        with whole(path) as half:
+            half.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def gather(parts: Sequence[Path], to: Path) -> None:

@@ -5,12 +5,12 @@ Price: every row is held once, a chunk at a time, and written to disk once.
 """
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial, singledispatch
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,6 +29,7 @@ from mlprod.etl.lookups import LookupTable, read_lookup
 from mlprod.etl.schema import FLOAT32_MAX, Loose, beyond_float32, hashable
 from mlprod.etl.settle import KEY, LABEL, ROW, SPLIT, key_hashes
 from mlprod.etl.tasks import Tasks
+from mlprod.etl.whole import removed
 from mlprod.hashing import hash_columns
 
 
@@ -132,15 +133,18 @@ def plan_reading(etl: EtlConfig, tasks: Tasks, expected_bytes: int) -> Reading:
     columns = (*source_columns(etl), label_column(etl.label))
     left, since = work / "reading.json", boot.read_text().strip() if boot.is_file() else ""
     if not left.is_file() or json.loads(left.read_text())["boot"] != since:  # after a power cut files may hold anything
-        shutil.rmtree(work)
-        work.mkdir(mode=0o700)
+        for tried in filter(Path.is_dir, work.iterdir()):
+            removed(tried)
         bits = spill.num_bits(expected_bytes, etl.memory_bytes // tasks.workers)
         chunks = expected_bytes // rows_bytes(etl.chunk_rows, len(columns))
         plan = {"chunk_rows": etl.chunk_rows, "bits": bits, "together": min(max(chunks // MANY, 1), TOGETHER)}
-        manifest.write_atomically(left, json.dumps({"boot": since, **plan}))
+        # Tasks of another plan, which a process may still be doing, cut rows otherwise: none of them knows this folder.
+        manifest.write_atomically(left, json.dumps({"boot": since, "folder": uuid4().hex, **plan}))
+    tasks.begin(work / json.loads(left.read_text())["folder"])
+    work = tasks.work
     plan, lookups = json.loads(left.read_text()), [read_lookup(x, etl.columns) for x in etl.lookups]
     sources.check_header(etl.source, [c.name for c in columns])
-    source, copies = sources.unpacked(etl.source, work / "files", partial(tasks.run, "unpack"))
+    source, copies = sources.unpacked(etl.source, work / "files", partial(tasks.run, "unpack"), away=tasks.away)
     source = sources.planned(source, plan["chunk_rows"], partial(tasks.run, "cut"))
     together = max(plan["together"] // sources.part_chunks(source), 1)
     held_bytes = etl.memory_bytes // tasks.workers // HELD
@@ -152,7 +156,7 @@ class Extracted:
     """What came out of the source."""
 
     counts: report.Counts
-    index: spill.Index
+    buckets: spill.Buckets
     bad_rows: Sequence[Path]  # files of them
 
 
@@ -172,14 +176,20 @@ def extract(etl: EtlConfig, tasks: Tasks, reading: Reading) -> Extracted:
         raise DataError(f"none of the {counts.read} rows is what config.etl.columns says; config.etl.bad_rows='refuse' tells why")
     if counts.read == counts.bad + counts.without_label:
         raise DataError(f"none of the {counts.read} rows has a value in config.etl.label.column={etl.label.column!r}")
-    bad = [tasks.work / "extract" / f"{name}.bad" for name, left in done.items() if left["counts"]["bad"]]
-    return Extracted(counts, {f"{name}.arrow": left["batches"] for name, left in done.items()}, bad)
+    bad = [tasks.work / "extract" / _bad_of(left["file"]) for left in done.values() if left["counts"]["bad"]]
+    return Extracted(counts, spill.by_bucket(spill.index_of(done.values())), bad)
+
+
+def _bad_of(file: str) -> str:
+    """Returns the name of the file of bad rows that belongs to a spill."""
+    return Path(file).with_suffix(".bad").name
 
 
 def extract_part(etl: EtlConfig, reading: Reading, work: Path, number: int, parts: Sequence[Any]) -> dict[str, Any]:
     """Reads some parts: their rows in their types, with what is derived and looked up, labelled, hashed, and cut by key hash."""
     counts, left_out = report.Counts(), list[Bad]()
-    with spill.Spill(work / "extract" / f"{number:06d}.arrow", reading.held_bytes) as out:
+    place = spill.own_name(work / "extract", f"{number:06d}")
+    with spill.Spill(place, reading.held_bytes) as out:
         for rows, bad in reading.rows(etl, parts):
             labelled = rows.filter(pc.is_valid(rows[etl.label.column])) if rows[etl.label.column].null_count else rows
             counts.read += rows.num_rows + len(bad)
@@ -191,5 +201,5 @@ def extract_part(etl: EtlConfig, reading: Reading, work: Path, number: int, part
             hashed = _hashed(etl, derived)
             out.add(hashed, spill.bucket_of(key_hashes(hashed).hi, reading.bits))
             left_out += bad
-    bad_rows.write(work / "extract" / f"{number:06d}.bad", left_out)
-    return {"counts": asdict(counts), "batches": out.batches}
+    bad_rows.write(place.with_name(_bad_of(place.name)), left_out)
+    return {"counts": asdict(counts), **out.told()}

@@ -120,6 +120,9 @@ def content_of(label: AnyLabel, etl: EtlConfig, tasks: Tasks, stored: Stored) ->
 content_of.register(NextToken, pack.packed)
 
 
+Pieces = Sequence[tuple[Stored, str, int, int]]  # see `Stored.within`
+
+
 def write_splits(
     etl: EtlConfig, spec: features.FeatureSpec, dataset: Path, folder: str, tasks: Tasks, stored: Stored
 ) -> dict[str, Written]:
@@ -129,7 +132,10 @@ def write_splits(
     named = {f"{SPLITS[code]}-{n:05d}": (code, n) for code, n in files}
     done = tasks.run(
         "write",
-        {name: partial(_write_file, etl, spec, dataset, folder, stored, code, n) for name, (code, n) in named.items()},
+        {
+            name: partial(_write_file, etl, spec, dataset, folder, stored.within(code, n * per_file, (n + 1) * per_file), code, n)
+            for name, (code, n) in named.items()
+        },
         rows=lambda left: sum(left["shard"]["groups"]),
     )
     return {
@@ -138,18 +144,17 @@ def write_splits(
 
 
 def _write_file(
-    etl: EtlConfig, spec: features.FeatureSpec, dataset: Path, folder: str, stored: Stored, code: int, number: int
+    etl: EtlConfig, spec: features.FeatureSpec, dataset: Path, folder: str, pieces: Pieces, code: int, number: int
 ) -> dict[str, Any]:
-    """Writes file `number` of a split."""
-    per_file = etl.group_rows * etl.file_groups
-    start, stop, at = number * per_file, (number + 1) * per_file, 0
-    writer = FileWriter(etl, spec, dataset, folder, SPLITS[code], number)
-    for piece, counts in stored.counts.items():
-        a, b = max(start - at, 0), min(stop - at, counts[code])
-        if a < b:
+    """Writes file `number` of a split, of the rows [a, b) of each piece."""
+    writer = FileWriter(etl, spec, dataset, folder, SPLITS[code], number, halves=pieces[0][0].work / "write")
+    try:
+        for stored, piece, a, b in pieces:
             writer.add(stored.rows(writer.needs, code, piece, a, b))
-        at += counts[code]
-    return writer.close()
+        return writer.close()
+    except BaseException:
+        writer.abandon()
+        raise
 
 
 def _fit(etl: EtlConfig, tasks: Tasks, stored: Stored) -> features.FeatureSpec:
@@ -212,7 +217,7 @@ def publish(build: Build, tasks: Tasks, extracted: Extracted, stored: Stored) ->
     version = (manifest.versions(open_store(cfg.dataset)) or [0])[-1] + 1
     if not (tasks.work / "write").exists():
         shutil.rmtree(dataset / "files" / f"{version:06d}", ignore_errors=True)  # of another build that published nothing
-    written = write_splits(etl, content.spec, dataset, f"files/{version:06d}", tasks, content.rows)
+    written = write_splits(etl, content.spec, dataset.absolute(), f"files/{version:06d}", tasks, content.rows)
     spec = content.fitted(written)
     columns, text = stored_columns(etl, spec), features.dumps(spec)
     splits = {name: split.shards for name, split in written.items()}

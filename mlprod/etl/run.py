@@ -9,26 +9,26 @@ Price: rows are written to disk twice before they are written as Parquet, thrice
 """
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mlprod import compare, manifest
 from mlprod.config import Config, EtlConfig
 from mlprod.console import PhaseLines
-from mlprod.cores import num_cores
 from mlprod.errors import DataError, WorkdirError
 from mlprod.etl import infer, report, sources, tokenize
 from mlprod.etl.extract import extract, plan_reading, sized, source_columns
 from mlprod.etl.identity import Identity
 from mlprod.etl.label import label_column
 from mlprod.etl.lookups import lookup_identity
-from mlprod.etl.pool import pool_of, sendable
+from mlprod.etl.pool import check_reach, crew_of, sendable
 from mlprod.etl.publish import Build, publish
 from mlprod.etl.stored import settle_all
 from mlprod.etl.tasks import Tasks
+from mlprod.etl.whole import removed
 from mlprod.etl.work import check_folders, check_room, held, sweep, told_of_failures, work_folder
 from mlprod.hashing import HASH_VERSION
 from mlprod.manifest import Manifest
@@ -65,8 +65,10 @@ def build(cfg: Config) -> tuple[Manifest, bool]:
 
     Raises:
         DataError: the source, a row or a column is not what the config says.
+        MachineError: the cluster of `etl.executor` is not there, or a worker of it is not as it must be.
         WorkdirError: the dataset's folder cannot be written, is held by another build, or lies on a disk that is too small.
         BuildError: the disk filled up, or the source or a folder went away meanwhile.
+        ConnectionLost, ClusterLost: the database, or the cluster, went away meanwhile.
         Preempted: Ctrl-C.
     """
     open_store(cfg.dataset)  # refuses an address with a password before anything shows it
@@ -75,17 +77,19 @@ def build(cfg: Config) -> tuple[Manifest, bool]:
     began, dataset, etl = time.monotonic(), Path(cfg.dataset), cfg.etl
     tokenize.identity(etl.label)  # tells what is wrong with a tokenizer before anything is read
     names = [c.name for c in [*source_columns(etl), label_column(etl.label)]]
+    if not (dataset / "manifests").exists():  # else it may be built already
+        check_reach(etl)
     with PhaseLines(wanted=cfg.tracking.progress) as lines:
         with lines.phase("identify", sources.num_bytes(etl.source), "MB") as phase:
             identity = sources.identify(etl.source, names, phase.add)
         key = build_key(etl, identity)
-        built, work = _built(cfg, key), work_folder(dataset, key)
+        built, work = _built(cfg, key), work_folder(dataset.absolute(), key)
         if built is not None and not work.exists():
             return built, False
         with held(dataset), told_of_failures(dataset, work):
             built = _built(cfg, key)  # another process may have built it while this one waited
             published = built or _build(cfg, key, identity, names, work, lines, began)
-            shutil.rmtree(work, ignore_errors=True)  # of a build that is published, maybe by an attempt that was killed here
+            removed(work)  # of a build that is published, maybe by an attempt that was killed here
     return published, built is None
 
 
@@ -93,22 +97,22 @@ def _build(
     cfg: Config, key: str, identity: Identity, names: Sequence[str], work: Path, lines: PhaseLines, began: float
 ) -> Manifest:
     """Does the tasks that are left, and publishes."""
-    dataset, workers = Path(cfg.dataset), cfg.etl.workers or num_cores()
-    etl, identity = sized(cfg.etl.label, cfg.etl, identity)
+    dataset = Path(cfg.dataset)
     check_folders(dataset)
     sweep(dataset, work)
-    check_room(dataset, work, identity.expected_bytes)
-    work.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with pool_of(cfg.etl.executor, workers) as pool:
-        tasks = Tasks(work, workers, lines, pool)
+    check_room(dataset, work, sized(cfg.etl.label, cfg.etl, identity)[1].expected_bytes)
+    work.mkdir(exist_ok=True, mode=0o700)
+    with crew_of(cfg.etl, work) as crew:
+        etl, identity = sized(cfg.etl.label, replace(cfg.etl, workers=crew.together), identity)
+        tasks = Tasks(work, crew, lines)
         reading = plan_reading(etl, tasks, identity.expected_bytes)
         etl, reading, types = infer.resolved(etl, tasks, reading)
         etl = sendable(etl)
         extracted = extract(etl, tasks, reading)
         if not sources.unchanged(etl.source, names, identity):
-            shutil.rmtree(work)
+            removed(work)
             raise DataError("the source changed while it was read (its count or watermark differs); run `mlprod etl` again")
-        stored, extracted.counts.duplicates = settle_all(etl, tasks, reading, extracted.index)
+        stored, extracted.counts.duplicates = settle_all(etl, tasks, reading, extracted.buckets)
         source = {**identity.description, "types": types}
         published = publish(Build(cfg=cfg, etl=etl, key=key, source=source, began=began), tasks, extracted, stored)
     if tasks.taken.total():

@@ -5,7 +5,7 @@ Price: without a key a piece only names rows of the spill, and reading one gathe
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ class Stored:
     """The rows as they will be stored: pieces of ascending order hash, each with the rows of every split in that order."""
 
     work: Path
-    extracted: spill.Index  # of which pieces name rows; empty: they hold the rows themselves
+    extracted: spill.Buckets  # of which pieces name rows; empty: they hold the rows themselves
     pieces: spill.Index
     counts: Mapping[str, Sequence[int]]  # piece -> rows of each split
     folder: str = "stored"  # of `work`, in which the pieces are
@@ -39,15 +39,32 @@ class Stored:
         found = found.slice(start, stop - start if stop >= 0 else None)
         if not self.extracted:
             return found.select([*columns, ROW_ID])
-        bucket = spill.read_bucket(self.work / "extract", self.extracted, int(Path(piece).stem), columns)
+        number = int(spill.task_of(piece))
+        bucket = spill.read_bucket(self.work / "extract", self.extracted[number], number, columns)
         assert bucket is not None
         return bucket.take(found[AT]).append_column(ROW_ID, found[ROW_ID])
+
+    def only(self, piece: str) -> "Stored":
+        """Returns one piece: what a task is sent, for with many buckets the whole index is large."""
+        number = int(spill.task_of(piece)) if self.extracted else 0
+        bucket = {number: self.extracted[number]} if self.extracted else {}
+        return replace(self, extracted=bucket, pieces={piece: self.pieces[piece]}, counts={piece: self.counts[piece]})
 
     def of_split(self, split: int, columns: Sequence[str]) -> Iterator[Callable[[], pa.Table]]:
         """Yields what reads the rows of a split from each piece that has any."""
         for piece, counts in self.counts.items():
             if counts[split]:
-                yield partial(self.rows, columns, split, piece)
+                yield partial(self.only(piece).rows, columns, split, piece)
+
+    def within(self, split: int, start: int, stop: int) -> list[tuple["Stored", str, int, int]]:
+        """Returns (piece alone, its name, its first row, the row behind the last) of those with some rows [start, stop)."""
+        found, at = list[tuple[Stored, str, int, int]](), 0
+        for piece, counts in self.counts.items():
+            a, b = max(start - at, 0), min(stop - at, counts[split])
+            if a < b:
+                found.append((self.only(piece), piece, a, b))
+            at += counts[split]
+        return found
 
     def first(self, split: int, columns: Sequence[str], rows: int) -> Iterator[Callable[[], pa.Table]]:
         """Yields what reads the first rows of a split, at most `rows` of them, from each piece that has some."""
@@ -62,7 +79,7 @@ class Stored:
         return sum(counts[split] for counts in self.counts.values())
 
 
-def settle_all(etl: EtlConfig, tasks: Tasks, reading: Reading, extracted: spill.Index) -> tuple[Stored, int]:
+def settle_all(etl: EtlConfig, tasks: Tasks, reading: Reading, extracted: spill.Buckets) -> tuple[Stored, int]:
     """Settles each bucket of equal keys and sorts the rows into stored order; returns them and the duplicates left out.
 
     Without a key, and with duplicates left out, the buckets of keys are those of the order: then a piece only names the rows.
@@ -71,16 +88,15 @@ def settle_all(etl: EtlConfig, tasks: Tasks, reading: Reading, extracted: spill.
     (work / "stored").mkdir(exist_ok=True)
     aligned = etl.dedup == "exact" and not etl.key
     act = order_bucket if aligned else partial(settle_bucket, reading)
-    settled = tasks.run("settle", {b: partial(act, etl, work, extracted, b) for b in buckets}, rows=_num_rows)
+    settled = tasks.run("settle", {b: partial(act, etl, work, extracted.get(int(b), {}), b) for b in buckets}, rows=_num_rows)
     found = settled
     if not aligned:
-        index = {f"{b}.arrow": left["batches"] for b, left in settled.items()}
-        found = tasks.run("sort", {b: partial(sort_bucket, work, index, b) for b in buckets}, rows=_num_rows)
+        cut = spill.by_bucket(spill.index_of(settled.values()))
+        found = tasks.run("sort", {b: partial(sort_bucket, work, cut.get(int(b), {}), b) for b in buckets}, rows=_num_rows)
         for path in (*(work / "extract").glob("*.arrow"), *(work / "settle").glob("*.arrow")):
-            path.unlink()
-    pieces = {f"{b}.arrow": left["batches"] for b, left in found.items()}
-    counts = {f"{b}.arrow": left["rows"] for b, left in found.items()}
-    stored = Stored(work, extracted if aligned else {}, pieces, counts)
+            path.unlink(missing_ok=True)
+    counts = {left["file"]: left["rows"] for left in found.values()}
+    stored = Stored(work, extracted if aligned else {}, spill.index_of(found.values()), counts)
     return stored, sum(left["duplicates"] for left in settled.values())
 
 
@@ -102,7 +118,9 @@ def sample(stored: Stored, columns: Sequence[Column]) -> dict[str, pa.Table]:
     return tables
 
 
-NOTHING: dict[str, Any] = {"batches": [], "duplicates": 0, "rows": [0] * len(SPLITS)}
+def nothing(name: str) -> dict[str, Any]:
+    """Returns what is told of a bucket without rows, which has no file."""
+    return {"file": f"{name}-.arrow", "batches": [], "duplicates": 0, "rows": [0] * len(SPLITS)}
 
 
 def _settled(etl: EtlConfig, rows: pa.Table) -> settle.Settled:
@@ -114,7 +132,7 @@ def order_bucket(etl: EtlConfig, work: Path, extracted: spill.Index, name: str) 
     """Settles a bucket of rows without a key, whose order is that of their hash: writes which rows stay, split by split."""
     rows = spill.read_bucket(work / "extract", extracted, int(name))
     if rows is None:
-        return NOTHING
+        return nothing(name)
     settled = _settled(etl, rows)
     split = rows[SPLIT].to_numpy()[settled.index]
     left = keep(work / "stored", name, pa.table({AT: settled.index.astype(np.int32), ROW_ID: settled.added[ROW_ID]}), split)
@@ -125,24 +143,24 @@ def settle_bucket(reading: Reading, etl: EtlConfig, work: Path, extracted: spill
     """Settles a bucket of equal keys, and cuts it by order hash."""
     rows = spill.read_bucket(work / "extract", extracted, int(name))
     if rows is None:
-        return NOTHING
+        return nothing(name)
     settled = _settled(etl, rows)
-    with spill.Spill(work / "settle" / f"{name}.arrow") as out:
+    with spill.Spill(spill.own_name(work / "settle", name)) as out:
         out.add(settled.rows(rows), spill.bucket_of(settled.added[ORDER[0]], reading.bits))
-    return {"duplicates": settled.duplicates, "batches": out.batches, "rows": [len(settled.index)]}
+    return {"duplicates": settled.duplicates, "rows": [len(settled.index)], **out.told()}
 
 
 def sort_bucket(work: Path, settled: spill.Index, name: str) -> dict[str, Any]:
     """Sorts a bucket of order hashes."""
     rows = spill.read_bucket(work / "settle", settled, int(name))
     if rows is None:
-        return NOTHING
+        return nothing(name)
     rows = settle.in_stored_order(rows)
     return keep(work / "stored", name, rows, rows[SPLIT].to_numpy())
 
 
 def keep(folder: Path, name: str, rows: pa.Table, split: np.ndarray) -> dict[str, Any]:
     """Writes rows in stored order, or where they are, split by split."""
-    with spill.Spill(folder / f"{name}.arrow") as out:
+    with spill.Spill(spill.own_name(folder, name)) as out:
         out.add(rows, split.astype(np.uint16))
-    return {"batches": out.batches, "rows": np.bincount(split, minlength=len(SPLITS)).tolist()}
+    return {"rows": np.bincount(split, minlength=len(SPLITS)).tolist(), **out.told()}
