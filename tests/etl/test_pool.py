@@ -15,7 +15,7 @@ import pytest
 from mlprod import recipe
 from mlprod.config import JsonLinesSource
 from mlprod.errors import BuildError, ConfigError, DataError
-from mlprod.etl import run
+from mlprod.etl import pool as pools
 from mlprod.etl.pool import pool_of, sendable
 from mlprod.etl.run import build
 from mlprod.validation import validate
@@ -103,7 +103,7 @@ def test_a_killed_process_ends_the_build_and_the_same_command_goes_on(tmp_path, 
         os.kill(pool.submit(os.getpid).result(), signal.SIGKILL)
         return pool
 
-    monkeypatch.setattr(run, "pool_of", shot)
+    monkeypatch.setattr(pools, "pool_of", shot)
     with pytest.raises(BuildError, match=r"one of its processes was killed .*the same command goes on"):
         build(cfg)
     monkeypatch.undo()
