@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial, singledispatch
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -168,7 +169,7 @@ def _fit(etl: EtlConfig, tasks: Tasks, stored: Stored) -> features.FeatureSpec:
     with tasks.lines.phase("fit") as phase:
 
         def over(split: int, columns: Sequence[str]) -> fit.Over:
-            return lambda act: tasks.map(act, stored.of_split(split, columns), phase)
+            return lambda act, most=None: tasks.map(act, islice(stored.of_split(split, columns), most), phase)
 
         target = features.Target(task=etl.label.task, column=etl.label.column)
         if target.task == "classes":

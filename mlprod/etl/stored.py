@@ -46,8 +46,8 @@ class Stored:
 
     def only(self, piece: str) -> "Stored":
         """Returns one piece: what a task is sent, for with many buckets the whole index is large."""
-        number = int(spill.task_of(piece)) if self.extracted else 0
-        bucket = {number: self.extracted[number]} if self.extracted else {}
+        number = int(spill.task_of(piece))
+        bucket = {number: self.extracted[number]} if number in self.extracted else {}
         return replace(self, extracted=bucket, pieces={piece: self.pieces[piece]}, counts={piece: self.counts[piece]})
 
     def of_split(self, split: int, columns: Sequence[str]) -> Iterator[Callable[[], pa.Table]]:

@@ -1,8 +1,10 @@
 """Tasks on a Dask cluster of real processes: the bytes that threads make, workers that die, a cluster that goes away, TLS."""
 
 import dataclasses
+import gzip
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -14,12 +16,15 @@ from typing import Any
 import pytest
 
 from mlprod import cli, recipe
-from mlprod.config import Config, SqlSource
+from mlprod.config import Config, SqlSource, TextSource
 from mlprod.errors import BuildError, ClusterLost, ConfigError, DataError, MachineError
+from mlprod.etl import spill
 from mlprod.etl.run import build
 from mlprod.validation import validate
+from tests.conftest import ROOT
 from tests.etl.dask_processes import Processes, processes
 from tests.etl.test_pool import files_of
+from tests.etl.test_text import DOCUMENTS, text_config
 from tests.plain import numbered, small_config
 
 pytest.importorskip("distributed")
@@ -29,17 +34,17 @@ import trustme
 
 from mlprod.etl import cluster
 
-# A hook that leaves word of itself and waits for a file, but in the process whose id it is given.
+# A hook that, in a worker, leaves word of itself and waits for a file.
 RECIPE = """
-import os, time
+import os, sys, time
 from pathlib import Path
 from tests.plain import small_config, ID
 from mlprod.config import CsvSource, numeric
 
-FOLDER, CLIENT, FROM, DIES = Path({folder!r}), {client}, {wait_from}, {dies}
+FOLDER, FROM, DIES = Path({folder!r}), {wait_from}, {dies}
 
 def twice(chunk):
-    if os.getpid() != CLIENT and len(chunk) and chunk["id"].max() >= FROM:
+    if "dask_worker" in sys.argv[0] and len(chunk) and chunk["id"].max() >= FROM:
         (FOLDER / f"at-{{os.getpid()}}").write_text("here")
         while not (FOLDER / "go").exists():
             time.sleep(0.01)
@@ -64,8 +69,8 @@ def recipe_of(folder: Path, source: str = "", wait_from: int = NEVER, dies: bool
     bad = "400,many,1\n401,1.5\n"
     (folder / "rows.csv").write_text(numbered(400) + bad + "\n".join(numbered(20).splitlines()[1:]) + "\n")
     path = folder / "recipe.py"
-    known = {"folder": str(folder), "client": os.getpid(), "source": source or str(folder / "rows.csv")}
-    path.write_text(RECIPE.format(**known, wait_from=wait_from, dies=dies))
+    source = source or str(folder / "rows.csv")
+    path.write_text(RECIPE.format(folder=str(folder), source=source, wait_from=wait_from, dies=dies))
     return path
 
 
@@ -124,6 +129,7 @@ def waiting(folder: Path, count: int, word: str = "at") -> list[int]:
 def test_a_cluster_makes_the_bytes_that_threads_make(two, tmp_path, monkeypatch):
     """A hook of a config file, a key, bad rows written down; names that are relative to a folder that no worker is in."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(spill, "num_bits", lambda *_: 3)
     path = recipe_of(tmp_path / "here", source="here/rows.csv")
     found = {}
     for executor in ("threads", two.executor):
@@ -135,6 +141,34 @@ def test_a_cluster_makes_the_bytes_that_threads_make(two, tmp_path, monkeypatch)
     quarantined = next(body for name, body in found["threads"].items() if name.startswith("quarantine")).decode()
     assert '"here/rows.csv line 402"' in quarantined
     assert len(quarantined.splitlines()) == 2
+
+
+def test_texts_are_packed_on_a_cluster(two, tmp_path, monkeypatch):
+    """Tokens, rows and their order; packed files, which workers unpack."""
+    monkeypatch.setattr(spill, "num_bits", lambda *_: 2)
+    (tmp_path / "t.txt.gz").write_bytes(gzip.compress("\n".join(DOCUMENTS).encode()))
+    source = TextSource(path=str(tmp_path / "*.gz"), separator="\n")
+    found = []
+    for executor in ("threads", two.executor):
+        cfg = text_config(tmp_path, [], source=source, executor=executor)
+        found.append(made(dataclasses.replace(cfg, dataset=str(tmp_path / executor[:4]))))
+    assert found[0] == found[1]
+
+
+def test_ctrl_c_takes_back_what_no_worker_does(two, tmp_path):
+    """It ends at once with 75, though workers are in the middle of tasks."""
+    path = recipe_of(tmp_path, wait_from=0)
+    words = ["--config", str(path), f"--config.dataset={tmp_path / 'd'}", f"--config.etl.executor={two.executor}"]
+    with subprocess.Popen([sys.executable, "-m", "mlprod.etl", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True) as started:
+        waiting(tmp_path, 2)
+        started.send_signal(signal.SIGINT)
+        assert started.wait(20) == 75
+    with distributed.Client(two.address, set_as_default=False) as client:
+        deadline = time.monotonic() + 20
+        while sum(map(len, client.processing().values())) > 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert sum(map(len, client.processing().values())) <= 2
+        (tmp_path / "go").touch()
 
 
 def test_the_command_line_takes_a_cluster(two, tmp_path, capsys):
@@ -386,6 +420,19 @@ def test_a_worker_that_comes_later_is_asked_before_its_first_task(two, asked):
             assert list(pool.map(len, ["abc", "de"])) == [3, 2]
     finally:
         client.close()
+
+
+def test_a_file_that_the_shared_folder_shows_late_is_waited_for(asked, tmp_path, monkeypatch):
+    """And one that stays away is told as it is anywhere."""
+    late, paused = tmp_path / "late", list[float]()
+    monkeypatch.setattr(cluster.time, "sleep", lambda pause: (paused.append(pause), len(paused) == 3 and late.write_text("here")))
+    assert cluster.on_worker(asked, Path.read_text, (late,)) == "here"
+    assert paused == [1.0, 2.0, 4.0]
+    with pytest.raises(FileNotFoundError):
+        cluster.on_worker(asked, Path.read_text, (tmp_path / "never",))
+    with pytest.raises(IsADirectoryError):
+        cluster.on_worker(asked, Path.read_text, (tmp_path,))
+    assert len(paused) == 3 + 4
 
 
 # ---- the field ---------------------------------------------------------------------------------------------------------
