@@ -37,7 +37,7 @@ from mlprod.store import is_remote
 LIBRARIES = ("numpy", "pyarrow", "pandas", "xxhash", "distributed")
 CODE = code_sha256()  # as it was when this process took it: a worker that was started before a change runs the old one
 CONNECT_S = 10.0  # to the scheduler, and until it has a worker
-WATCH_S, ABSENT_S = 1.0, 60.0  # how often workers are counted; how long there may be none
+WATCH_S, ANSWER_S, ABSENT_S = 1.0, 10.0, 60.0  # how often workers are counted, how soon; how long there may be none
 AHEAD = 2  # tasks a thread that are with the scheduler: one runs, one waits
 GONE = "its scheduler is gone"
 LATE_S = (1.0, 2.0, 4.0, 8.0)  # a shared folder may show a file late, or one that was replaced as it was
@@ -273,14 +273,15 @@ class Cluster(Executor):
         seen = time.monotonic()
         while not self._over.wait(WATCH_S):
             threads = 0
-            with suppress(Exception):  # of a scheduler that is gone, which every task tells as well
-                threads = sum(self._client.nthreads().values())
+            with suppress(Exception):  # of a scheduler that is gone, or does not answer
+                scheduler: Any = self._client.scheduler
+                threads = sum(self._client.sync(scheduler.ncores, callback_timeout=ANSWER_S).values())
             with self._lock:
                 self._room = self._limit or max(AHEAD * threads, 1)
             if threads:
                 seen = time.monotonic()
             elif time.monotonic() - seen > ABSENT_S:
-                self._lose(_lost(f"it has had no workers for {ABSENT_S:g} s"))
+                self._lose(_lost(f"no workers, or no answer of its scheduler, for {ABSENT_S:g} s"))
 
     def _lose(self, error: ClusterLost) -> None:
         with self._lock:

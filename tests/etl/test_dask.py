@@ -162,7 +162,10 @@ def test_ctrl_c_takes_back_what_no_worker_does(two, tmp_path):
     with subprocess.Popen([sys.executable, "-m", "mlprod.etl", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True) as started:
         waiting(tmp_path, 2)
         started.send_signal(signal.SIGINT)
-        assert started.wait(20) == 75
+        try:
+            assert started.wait(20) == 75
+        finally:
+            started.kill()
     with distributed.Client(two.address, set_as_default=False) as client:
         deadline = time.monotonic() + 20
         while sum(map(len, client.processing().values())) > 2 and time.monotonic() < deadline:
@@ -223,7 +226,17 @@ def test_workers_that_die_and_a_cluster_that_goes_away(tmp_path):
             os.kill(waiting(tmp_path, 1)[0], signal.SIGKILL)
         assert isinstance(ended[0], ClusterLost)
         assert ended[0].exit_code == 75
-        assert "no workers for 1 s; the same command goes on" in str(ended[0])
+        assert "no workers, or no answer of its scheduler, for 1 s; the same command goes on" in str(ended[0])
+
+        started.work(1)
+        with pytest.MonkeyPatch.context() as patch, building(rested(path, started, tmp_path, "alone")) as ended:
+            patch.setattr(cluster, "ABSENT_S", 1.0)
+            patch.setattr(cluster, "ANSWER_S", 0.5)
+            waiting(tmp_path, 1)
+            started.scheduler.send_signal(signal.SIGSTOP)
+        started.scheduler.send_signal(signal.SIGCONT)
+        assert isinstance(ended[0], ClusterLost)
+        os.kill(waiting(tmp_path, 1)[0], signal.SIGKILL)  # it is still in the middle of a task
 
         started.work(1)
         with pytest.MonkeyPatch.context() as patch, building(rested(path, started, tmp_path, "alone")) as ended:
