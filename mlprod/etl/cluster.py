@@ -26,11 +26,11 @@ from uuid import uuid4
 import distributed
 from distributed.scheduler import KilledWorker
 
-from mlprod.config import EtlConfig, SqlSource, no_transform
+from mlprod.config import EtlConfig, SqlSource
 from mlprod.errors import BuildError, ClusterLost, DataError, MachineError
 from mlprod.etl.connection import connect
 from mlprod.etl.files import files_of
-from mlprod.etl.pool import TaskKills
+from mlprod.etl.pool import TaskKills, hook_file
 from mlprod.own_code import code_sha256, file_sha256
 from mlprod.store import is_remote
 
@@ -39,6 +39,7 @@ CODE = code_sha256()  # as it was when this process took it: a worker that was s
 CONNECT_S = 10.0  # to the scheduler, and until it has a worker
 WATCH_S, ANSWER_S, ABSENT_S = 1.0, 10.0, 60.0  # how often workers are counted, how soon; how long there may be none
 AHEAD = 2  # tasks a thread that are with the scheduler: one runs, one waits
+MARK = ".seen-"  # begins the names of what a build and its workers leave for each other
 GONE = "its scheduler is gone"
 LATE_S = (1.0, 2.0, 4.0, 8.0)  # a shared folder may show a file late, or one that was replaced as it was
 LATE = (errno.ENOENT, errno.ESTALE)
@@ -69,9 +70,7 @@ def _versions() -> tuple[tuple[str, str], ...]:
 
 def wanted_of(etl: EtlConfig, work: Path) -> Wanted:
     """Returns what the workers of a build must be and see, and leaves a mark for them in its folder, which is there."""
-    hook: Any = etl.transform
-    path = "" if hook is no_transform else str(Path(hook.__code__.co_filename).absolute())
-    mark, token = work / f".seen-{uuid4().hex}", uuid4().hex
+    path, mark, token = hook_file(etl), work / f"{MARK}{uuid4().hex}", uuid4().hex
     mark.write_text(token)
     return Wanted(
         versions=_versions(), code=CODE, hook=(path, file_sha256(path) if path else ""), files=_files(etl.source),
@@ -171,7 +170,7 @@ def client_of(executor: str) -> distributed.Client:
     Raises:
         MachineError: there is none, it wants certificates or has others, or it has no workers.
     """
-    for name in ("distributed", "distributed.client", "distributed.core", "distributed.batched", "distributed.comm"):
+    for name in ("distributed", "distributed.client", "distributed.core", "asyncio", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # they tell of a lost connection in dozens of lines; we say it in one
     try:
         client = distributed.Client(address_of(executor), timeout=CONNECT_S, set_as_default=False, name="mlprod")
@@ -200,16 +199,16 @@ def joined(etl: EtlConfig, work: Path) -> Iterator["Cluster"]:
     Raises:
         MachineError: there is no cluster, or a worker is not as it must be.
     """
-    wanted = wanted_of(etl, work)
     client = client_of(etl.executor)
     try:
+        wanted = wanted_of(etl, work)
         check(wanted, client.run(look, wanted, on_error="return"), etl.executor)
         with Cluster(client, wanted, etl.workers) as pool:
             yield pool
     finally:
         with suppress(TimeoutError, OSError):
             client.close(timeout=2)
-        for mark in work.glob(f"{Path(wanted.mark).name}*"):
+        for mark in work.glob(f"{MARK}*"):
             mark.unlink(missing_ok=True)
 
 
@@ -244,21 +243,25 @@ class Cluster(Executor):
             if self._client.status == "closed":
                 promised.set_exception(_lost(GONE))
                 continue
-            given = self._client.submit(on_worker, self._wanted, act, args, pure=False)
+            try:
+                given = self._client.submit(on_worker, self._wanted, act, args, pure=False)
+            except Exception as error:  # told by the future: this may be a thread whose errors nobody sees
+                promised.set_exception(error)
+                continue
             self._given[promised] = given
             given.add_done_callback(functools.partial(self._ended, promised))
 
     def _ended(self, promised: Future[Any], given: Any) -> None:
         """Hands over what became of a task, and gives another."""
         result: Any = None
-        error: Exception | None = None
+        error: BaseException | None = None
         try:
             result = given.result()
         except KilledWorker as killed:
             error = TaskKills(f"{killed.allowed_failures + 1} workers ended, each while it did the same task")
         except CancelledError:
             error = _lost(GONE)
-        except Exception as raised:  # the task's own, as it was raised there
+        except BaseException as raised:  # the task's own, as it was raised there
             error = raised
         with self._lock:
             if self._given.pop(promised, None) is None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from mlprod.config import HERE, EtlConfig, no_transform
 from mlprod.cores import num_cores
-from mlprod.errors import DataError, MachineError
+from mlprod.errors import ConfigError, DataError, MachineError
 from mlprod.own_code import file_sha256
 from mlprod.recipe import function_of
 
@@ -115,5 +115,19 @@ def sendable(etl: EtlConfig) -> EtlConfig:
     hook: Any = etl.transform
     if etl.executor == "threads" or hook is no_transform:
         return etl
-    path = str(Path(hook.__code__.co_filename).absolute())
+    path = hook_file(etl)
     return replace(etl, transform=_Hook(path, hook.__qualname__, file_sha256(path)))
+
+
+def hook_file(etl: EtlConfig) -> str:
+    """Returns the file of the hook, "" where there is none.
+
+    Raises:
+        ConfigError: it was made without one.
+    """
+    hook: Any = etl.transform
+    path = Path(hook.__code__.co_filename).absolute()
+    if hook is not no_transform and not path.is_file():
+        told = f"config.etl.transform={hook.__qualname__} is of {hook.__code__.co_filename}, which is no file"
+        raise ConfigError(f"{told}; write it into one, or set config.etl.executor='threads'")
+    return "" if hook is no_transform else str(path)

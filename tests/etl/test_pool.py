@@ -9,6 +9,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,6 +81,15 @@ def test_a_hook_that_no_process_finds_is_refused(tmp_path):
     threads = dataclasses.replace(cfg, etl=dataclasses.replace(cfg.etl, executor="threads"))
     validate(threads)
     assert sendable(threads.etl).transform is cfg.etl.transform
+
+
+def test_a_hook_without_a_file_is_refused(tmp_path):
+    """As one that was typed in."""
+    names: dict[str, Any] = {}
+    exec("def typed(chunk): return chunk", names)
+    cfg = small_config(tmp_path, numbered(40), transform=names["typed"], executor="processes")
+    with pytest.raises(ConfigError, match=r"etl\.transform=typed is of <string>, which is no file; .*executor='threads'"):
+        sendable(cfg.etl)
 
 
 def test_a_bad_row_is_told_by_a_process_as_by_a_thread(tmp_path):
