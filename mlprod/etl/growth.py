@@ -111,7 +111,7 @@ def unread(etl: EtlConfig, identity: Identity, parent: Parent | None) -> Unread:
     seen: Counter[str] = Counter(map(manifest.canonical, files_in(parent.version.source)))
     files = files_in(identity.description)
     sizes = dict(zip(files_of(source.path), files, strict=True))
-    old = [name for name, file in sizes.items() if _counted(seen, manifest.canonical(file))]
+    old = frozenset(name for name, file in sizes.items() if _counted(seen, manifest.canonical(file)))
     gone = seen.total()
     if gone:
         told = f"{gone} file(s) that version {parent.version.version} was built from are changed or gone"
@@ -145,7 +145,17 @@ def _behind_watermark(source: SqlSource, parent: Parent) -> Unread:
             f"rows are read again",
             file=sys.stderr,
         )
-    return Unread(replace(source, start=earlier(newest, source.late)))
+    start = earlier(newest, source.late)
+    return Unread(replace(source, start=max(start, source.start, key=_point) if source.start else start))
+
+
+def _point(watermark: str) -> float:
+    """Returns where a watermark is among others: a number, or a time's seconds since 1970."""
+    try:
+        return float(watermark)
+    except ValueError:
+        time = dt.datetime.fromisoformat(watermark)
+        return (time if time.tzinfo else time.replace(tzinfo=dt.UTC)).timestamp()
 
 
 def earlier(watermark: str, by: float) -> str:

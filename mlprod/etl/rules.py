@@ -179,7 +179,7 @@ def _columns_of(rule: AnyRule) -> set[str]:
     return {rule.column} if isinstance(rule, ColumnRule) else set()
 
 
-def refuse(rule: AnyRule, where: str, why: str) -> None:
+def refuse(where: str, why: str) -> None:
     """Raises DataError for the first row that breaks a rule which allows none."""
     raise DataError(f"{where}: {why}; mend the row, or let the rule in {_WHERE} leave it out by otherwise='drop'")
 
@@ -220,7 +220,7 @@ def doubled(etl: EtlConfig, rows: pa.Table, quarantine: Path) -> dict[str, Any]:
     keys = [", ".join(f"{name} {shown(declared[name], row[name])}" for name in etl.key) for row in found]
     why = f"another row has its key, not so: {words(rule)}"
     if rule.otherwise == "refuse":
-        refuse(rule, f"key {keys[0]}", why)
+        refuse(f"key {keys[0]}", why)
     columns = [c for c in etl.columns if c.name in rows.column_names]
     told = [bad_rows.described(etl, columns, row, f"key {key}", why) for row, key in zip(found, keys, strict=True)]
     if rule.otherwise == "quarantine":
@@ -234,7 +234,6 @@ class Kept:
     """What rules left of some rows."""
 
     rows: pa.Table
-    at: np.ndarray  # int64[B]: the numbers of these rows before
     broken: Broken
 
 
@@ -247,7 +246,7 @@ def kept(etl: EtlConfig, rows: pa.Table, where: Callable[[int], str]) -> Kept:
     broken = applied(etl, rows, told_by_values(etl))
     for i, (rule, why) in broken.items():
         if rule.otherwise == "refuse":
-            refuse(rule, where(i), why)
+            refuse(where(i), why)
     good = np.ones(rows.num_rows, bool)
     good[list(broken)] = False
-    return Kept(rows.filter(pa.array(good)) if broken else rows, np.flatnonzero(good), broken)
+    return Kept(rows.filter(pa.array(good)) if broken else rows, broken)

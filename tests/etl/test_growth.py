@@ -242,6 +242,19 @@ def test_nightly_loads_by_watermark(late, found, tmp_path, capsys):
     verified(tmp_path, cfg)
 
 
+def test_late_rows_are_not_looked_for_before_the_start(tmp_path):
+    """What the config leaves out by `start` stays out, however far behind the watermark rows are read again."""
+    source = SqlSource(url=f"sqlite:///{tmp_path}/rows.db", table="t", watermark="at", late=86_400.0, start="2024-01-01 00:20:00")
+    cfg = config(tmp_path, source=source)
+    insert(tmp_path, [timed(i, i) for i in range(80)])
+    first, _ = build(cfg)
+    found = ids(tmp_path, first)
+    assert min(found) >= 20
+    insert(tmp_path, [timed(i, i) for i in range(80, 120)])
+    second, _ = build(cfg)
+    assert (second.parent, ids(tmp_path, second)) == (1, [*found, *range(80, 120)])
+
+
 def test_rows_that_went_are_told_and_stay(tmp_path, capsys):
     cfg = table_config(tmp_path)
     insert(tmp_path, [timed(i, i) for i in range(60)])
