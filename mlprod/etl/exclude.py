@@ -36,6 +36,7 @@ class Excluded:
     names: tuple[str, ...]
     seed: int
     words: np.ndarray  # [K] of two uint64, as a row hash has them
+    in_source: tuple[str, ...]  # the same columns, as the source calls them
     texts: frozenset[tuple[str, ...]]  # as their file writes them, by which a row that cannot be read is known
 
     def among(self, rows: pa.Table) -> np.ndarray:
@@ -46,7 +47,11 @@ class Excluded:
 
     def has(self, values: Mapping[str, Any]) -> bool:
         """Returns whether a row that is not what the config says has one of the keys, by its text; `values`: may be none."""
-        return bool(values) and tuple(str(values[name]) for name in self.names) in self.texts
+        if not values or not self.texts:
+            return False
+        if any(name not in values for name in self.in_source):  # of a lookup: it may be one of them
+            return True
+        return tuple(str(values[name]) for name in self.in_source) in self.texts
 
 
 def _words(hashes: Hash128) -> np.ndarray:
@@ -61,10 +66,11 @@ def read(etl: EtlConfig) -> Excluded:
     Raises:
         DataError: the file or a column is missing, or a value is not of its type.
     """
-    nobody = Excluded(etl.key, etl.hash_seed, _words(Hash128(np.zeros(0, np.uint64), np.zeros(0, np.uint64))), frozenset())
+    columns = [next(c for c in etl.columns if c.name == name) for name in etl.key]
+    none = _words(Hash128(np.zeros(0, np.uint64), np.zeros(0, np.uint64)))
+    nobody = Excluded(etl.key, etl.hash_seed, none, tuple(c.source or c.name for c in columns), frozenset())
     if not etl.exclude_keys:
         return nobody
-    columns = [next(c for c in etl.columns if c.name == name) for name in etl.key]
     words, texts = [nobody.words], set[tuple[str, ...]]()
     for chunk in csv_chunks(etl.exclude_keys, ",", etl.key, 1 << 16):
         table = cast_strictly(chunk, columns)

@@ -417,6 +417,16 @@ def test_an_excluded_key_is_nowhere(grow, tmp_path, capsys):
     verified(tmp_path, cfg)
 
 
+def test_a_key_that_the_source_calls_otherwise(tmp_path):
+    """Rows that cannot be read are known by it too."""
+    people(tmp_path / "rows", range(60), canary=True)
+    (tmp_path / "forget.csv").write_text(f"name\n{CANARY}\n")
+    columns = (Column(name="name", source="who", type="string", role="input"), numeric("x"), categorical("kind"))
+    cfg = config(tmp_path, key=("name",), columns=columns, bad_rows="quarantine", exclude_keys=str(tmp_path / "forget.csv"))
+    build(cfg)
+    assert [p for p in (tmp_path / "dataset").rglob("*") if p.is_file() and CANARY.encode() in p.read_bytes()] == []
+
+
 @pytest.mark.parametrize(
     "text, told",
     [
