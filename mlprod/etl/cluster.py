@@ -9,10 +9,12 @@ Price: a scheduler runs what it is sent: see the threats in docs/operations.md. 
 
 import errno
 import functools
+import gc
 import logging
 import platform
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, Future
@@ -175,6 +177,8 @@ def client_of(executor: str) -> distributed.Client:
     try:
         client = distributed.Client(address_of(executor), timeout=CONNECT_S, set_as_default=False, name="mlprod")
     except (OSError, RuntimeError, TypeError, ValueError, ImportError) as error:
+        traceback.clear_frames(error.__traceback__)  # they hold a client, which ends its thread when it is collected: here, for
+        gc.collect()  # where another client is just beginning each of the two waits for the other
         why = " ".join(str(error.__cause__ or error).split())[:200]
         way = "mend the address or start `dask scheduler`; one that wants certificates is dask+tls://, with Dask's own settings"
         raise MachineError(f"config.etl.executor={executor!r}: no scheduler lets us in there ({why}); {way}") from error

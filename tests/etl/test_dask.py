@@ -39,7 +39,7 @@ RECIPE = """
 import os, sys, time
 from pathlib import Path
 from tests.plain import small_config, ID
-from mlprod.config import CsvSource, numeric
+from mlprod.config import CsvSource, UniqueKey, Within, numeric
 
 FOLDER, FROM, DIES = Path({folder!r}), {wait_from}, {dies}
 
@@ -56,21 +56,21 @@ def twice(chunk):
 def get_config():
     columns = (ID, numeric("x"), numeric("double", derived=True))
     return small_config(
-        FOLDER, columns=columns, transform=twice, key=("id",), dedup="key", bad_rows="quarantine", chunk_rows=50,
-        source=CsvSource(path={source!r}),
+        FOLDER, columns=columns, transform=twice, key=("id",), bad_rows="quarantine", chunk_rows=50,
+        source=CsvSource(path={source!r}), {more},
     )
 """
 NEVER = 1 << 40
 
 
-def recipe_of(folder: Path, source: str = "", wait_from: int = NEVER, dies: bool = False) -> Path:
-    """Writes 400 rows, some twice and some bad, and a recipe of them with a hook; returns the recipe's path."""
+def recipe_of(folder: Path, source: str = "", wait_from: int = NEVER, dies: bool = False, more: str = 'dedup="key"') -> Path:
+    """Writes 400 rows, some twice and some bad, and a recipe of them with a hook; returns the recipe's path. `more`: fields."""
     folder.mkdir(parents=True, exist_ok=True)
     bad = "400,many,1\n401,1.5\n"
     (folder / "rows.csv").write_text(numbered(400) + bad + "\n".join(numbered(20).splitlines()[1:]) + "\n")
     path = folder / "recipe.py"
     source = source or str(folder / "rows.csv")
-    path.write_text(RECIPE.format(folder=str(folder), source=source, wait_from=wait_from, dies=dies))
+    path.write_text(RECIPE.format(folder=str(folder), source=source, wait_from=wait_from, dies=dies, more=more))
     return path
 
 
@@ -250,6 +250,33 @@ def test_workers_that_die_and_a_cluster_that_goes_away(tmp_path):
     assert made(config_of(path, "threads", str(tmp_path / "alone"))) == wanted
 
 
+def test_rules_and_rows_that_are_appended_with_a_worker_killed(tmp_path, monkeypatch):
+    """Rows that are known, that break a rule, that share a key or are bad, of both builds; the index of rows is the same too."""
+    monkeypatch.setattr(spill, "num_bits", lambda *_: 3)
+    rules = """grow="append", rules=(
+        Within(column="x", low="5", high="290", otherwise="quarantine"), UniqueKey(otherwise="quarantine"))"""
+    path, rows = recipe_of(tmp_path, str(tmp_path / "rows"), wait_from=500, more=rules), tmp_path / "rows"
+    rows.mkdir()
+    lines = numbered(600).splitlines()
+    with processes(tmp_path / "dask", 2) as started:
+        configs = {name: config_of(path, name, str(tmp_path / f"of {name[:4]}")) for name in ("threads", started.executor)}
+        (rows / "1.csv").write_text("\n".join([*lines[:401], "7,x,1", "30,1e3,0", "31,77.5,1", "31,78.5,1"]) + "\n")
+        first = [made(cfg) for cfg in configs.values()]
+        assert first[0] == first[1]
+
+        (rows / "2.csv").write_text("\n".join([lines[0], *lines[350:], "700,77.5,1", "700,78.5,1", "701,x,1"]) + "\n")
+        wanted = made(configs["threads"])
+        with building(configs[started.executor]) as ended:
+            os.kill(waiting(tmp_path, 2)[0], signal.SIGKILL)
+            (tmp_path / "go").touch()
+    assert not isinstance(ended[0], Exception), ended
+    assert (ended[0].version, ended[0].parent) == (2, 1)
+    assert files_of(str(tmp_path / "of dask")) == wanted
+    assert {"index/000001.parquet", "index/000002.parquet", "quarantine/000001.jsonl", "quarantine/000002.jsonl"} <= wanted.keys()
+    told = wanted["quarantine/000002.jsonl"].decode().splitlines()
+    assert [sum(why in line for line in told) for why in ("another row has its key", "290", "is not")] == [2, 19, 1], told
+
+
 def rested(path: Path, started: Processes, folder: Path, name: str) -> Config:
     """Returns a config whose hook waits again."""
     for left in (*folder.glob("at-*"), folder / "go"):
@@ -312,7 +339,7 @@ def test_certificates_and_a_task_that_kills_workers(tmp_path, monkeypatch):
         with dask.config.set(given):
             with pytest.raises(MachineError, match=r"no workers after 1 s; start some"):
                 build(cfg)
-            started.work(1)
+            started.work(2)  # of two one stays: it does again what the other had done and not handed over
             monkeypatch.setattr(cluster, "CONNECT_S", 20.0)
             fine = recipe_of(tmp_path / "fine")
             over_tls = made(config_of(fine, started.executor, str(tmp_path / "over tls")))
