@@ -287,6 +287,8 @@ class Cluster(Executor):
                 self._room = self._limit or max(AHEAD * threads, 1)
             if threads:
                 seen = time.monotonic()
+            elif self._client.status == "closed":  # a task whose result was on its way is told of by nobody else
+                self._lose(_lost(GONE))
             elif time.monotonic() - seen > ABSENT_S:
                 self._lose(_lost(f"no workers, or no answer of its scheduler, for {ABSENT_S:g} s"))
 
