@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 from uuid import uuid4
 
@@ -228,7 +229,9 @@ class Cluster(Executor):
         self._lock, self._over = threading.RLock(), threading.Event()
         self._waiting = deque[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]]()
         self._given = dict[Future[Any], Any]()  # to the scheduler, each with Dask's own future
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._done = SimpleQueue[tuple[Future[Any], Any] | None]()
+        for act in (self._watch, self._hand_over):
+            threading.Thread(target=act, daemon=True).start()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Returns the future of fn(*args) on a worker."""
@@ -253,7 +256,15 @@ class Cluster(Executor):
                 promised.set_exception(error)
                 continue
             self._given[promised] = given
-            given.add_done_callback(functools.partial(self._ended, promised))
+            given.add_done_callback(lambda given, promised=promised: self._done.put((promised, given)))
+
+    def _hand_over(self) -> None:
+        """Takes what tasks returned, on a thread of this cluster's own.
+
+        Dask has one thread for the callbacks of all clients, and a result may never come whose scheduler is gone.
+        """
+        while (ended := self._done.get()) is not None:
+            self._ended(*ended)
 
     def _ended(self, promised: Future[Any], given: Any) -> None:
         """Hands over what became of a task, and gives another."""
@@ -301,6 +312,7 @@ class Cluster(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Takes back what is not done. A task that a worker is doing goes on there; nobody takes what it returns."""
         self._over.set()
+        self._done.put(None)
         with self._lock:
             given, self._given = self._given, {}
             for promised, _, _ in self._waiting:

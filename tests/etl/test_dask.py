@@ -462,6 +462,20 @@ def test_a_worker_that_comes_later_is_asked_before_its_first_task(two, asked):
         client.close()
 
 
+def test_a_result_that_never_comes_holds_up_no_other_build(two, asked, monkeypatch):
+    """That of a task whose scheduler is gone: the process may build again."""
+    asks, client = threading.Event(), distributed.Client(two.address, set_as_default=False)
+    try:
+        with monkeypatch.context() as patch, cluster.Cluster(client, asked, 0) as pool:
+            patch.setattr(distributed.Future, "result", lambda _: (asks.set(), threading.Event().wait()))
+            pool.submit(len, "abc")
+            assert asks.wait(30)
+        with cluster.Cluster(client, asked, 0) as pool:
+            assert pool.submit(len, "abc").result(30) == 3
+    finally:
+        client.close()
+
+
 def test_a_file_that_the_shared_folder_shows_late_is_waited_for(asked, tmp_path, monkeypatch):
     """And one that stays away is told as it is anywhere."""
     late, paused = tmp_path / "late", list[float]()
