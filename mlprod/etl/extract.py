@@ -161,7 +161,7 @@ def plan_reading(etl: EtlConfig, tasks: Tasks, expected_bytes: int, unread: Unre
     """Returns how this build reads what is unread of its source: as its first attempt decided."""
     work, boot = tasks.work, Path("/proc/sys/kernel/random/boot_id")
     columns = (*source_columns(etl), label_column(etl.label))
-    left, since = work / "reading.json", boot.read_text().strip() if boot.is_file() else ""
+    left, since = work / "plan.json", boot.read_text().strip() if boot.is_file() else ""
     if not left.is_file() or json.loads(left.read_text())["boot"] != since:  # after a power cut files may hold anything
         for tried in filter(Path.is_dir, work.iterdir()):
             removed(tried)

@@ -3,7 +3,8 @@
 Promise: the same results in each of them. A worker process ends with the one that started it, however that ends, so that none
 goes on writing beside the next attempt; one of a cluster may, and does no harm (`whole.py`).
 Price: processes start once a build, in about two seconds, import everything anew (about 150 MB each), and are sent the lookups
-with every task. They pay where the work is done in Python, which one thread at a time does: JSON lines, irregular CSV, a hook.
+and the keys that are left out with every task. They pay where the work is done in Python, which one thread at a time does: JSON
+lines, irregular CSV, a hook.
 """
 
 import functools
