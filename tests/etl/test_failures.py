@@ -107,6 +107,7 @@ def test_a_disk_that_fills_up_ends_the_command_with_1(tmp_path: Path, csv: Path,
         told = capsys.readouterr().err
         assert told.startswith(f"mlprod: building {disk / 'd'} failed: ")
         assert told.count("\n") == 1
+        fill(disk)  # what was half written is gone
         refused(capsys, argv("etl", *paths), str(disk), "its disk has 0 bytes free", "make space")
 
 
