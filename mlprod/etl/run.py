@@ -1,7 +1,8 @@
 """The ETL story: rows of a source become a version of a dataset. Read this file first.
 
-extract (typed, joined, hashed, cut by key hash) -> settle (equal rows, row ids) -> sort (by order hash) -> fit (training split
-only; of texts: tokenize, pack) -> write (row groups in order of the hash) -> publish (the manifest, last).
+extract (typed, joined, with what other rows tell by `gather`, hashed, cut by key hash) -> settle (equal rows, row ids) -> sort
+(by order hash) -> fit (training split only; of texts: tokenize, pack) -> write (row groups in order of the hash) -> publish (the
+manifest, last).
 
 Promise: memory follows from `memory_bytes`, not from the input; a kill at any moment leaves the versions there were, and the
 same command goes on with the tasks that are left. The same content gives the same `dataset_id`, and the same bytes.
@@ -21,7 +22,7 @@ from mlprod.config import Config, EtlConfig, JsonLinesSource
 from mlprod.console import PhaseLines
 from mlprod.cores import num_cores
 from mlprod.errors import DataError, WorkdirError
-from mlprod.etl import drift, exclude, growth, infer, report, retention, rules, sources, tokenize
+from mlprod.etl import drift, exclude, gather, growth, infer, report, retention, rules, sources, tokenize
 from mlprod.etl.extract import Reading, extract, plan_reading, sized, source_columns
 from mlprod.etl.identity import Identity
 from mlprod.etl.index import Index
@@ -41,13 +42,14 @@ ETL_VERSION = 2  # of this program: another version builds anew
 
 def build_key(etl: EtlConfig, identity: Identity) -> str:
     """Returns 32 hex digits over all that decides a build: program, config, and what the sources hold now."""
-    lookups = [lookup_identity(lookup) for lookup in etl.lookups]
+    lookups, others = [lookup_identity(lookup) for lookup in etl.lookups], gather.identities(etl)
     parts = {
         "versions": [ETL_VERSION, manifest.FORMAT, HASH_VERSION],
         "config": compare.data_json(etl),
         "source": identity.description,
         "lookups": lookups,
-        "nonce": "" if identity.stable else time.time_ns(),
+        "nonce": "" if all(each.stable for each in (identity, *others)) else time.time_ns(),
+        **({"others": [other.description for other in others]} if others else {}),
         **({"excluded_keys": exclude.identity(etl)} if etl.exclude_keys else {}),
         **tokenize.identity(etl.label),
     }
@@ -141,7 +143,7 @@ def _build(job: Job, lines: PhaseLines) -> Manifest:
         schema = _schema(etl, reading, job.newest, parent)
         etl, reading, types = infer.resolved(etl, tasks, reading)
         etl = sendable(etl)
-        extracted = extract(etl, tasks, reading, may_be_none=parent is not None)
+        extracted = extract(etl, tasks, gather.gather(etl, tasks, reading), may_be_none=parent is not None)
         if parent and not extracted.counts.usable:
             return parent.version
         if not sources.unchanged(cfg.etl.source, names, job.identity):
