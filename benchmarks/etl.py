@@ -9,12 +9,15 @@ copies. Of each contender: duplicates dropped over the whole file, split by a ha
 missing values, the label made, numbers as float32, Parquet in the order of the hash.
 Promise: the peers get the types declared and no order to keep; contenders take turns in processes of their own, a ratio compares
 walls of the same round; imports count for none. All but pandas must keep the same number of rows.
-How to read: memory is anonymous memory at its peak, imports included. "limited" is DuckDB with a database file and twice
-mlprod's limit; where it gives up, there is no figure. "parsing alone" is what mlprod's threads need to read the file's parts and
-drop them.
+How to read: memory is anonymous memory at its peak, imports included, of a contender's processes together. The local Dask cluster
+(a scheduler and two workers of one thread, skipped without the extra "dask") is there, with its imports, before the clock starts.
+"limited" is DuckDB with a database file and twice mlprod's limit; where it gives up, there is no figure. "parsing alone" is what
+mlprod's threads need to read the file's parts and drop them.
 Price: about 3 minutes for 2 million rows and one round on 2 cores.
 """
 
+import importlib.util
+import json
 import math
 import os
 import subprocess
@@ -23,11 +26,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.csv as pacsv
 from _figures import Figure, parser_for, publish
@@ -95,6 +100,44 @@ def mlprod(csv: Path, folder: Path) -> int:
     """The ETL as it is."""
     published, _ = build(config(csv, folder))
     return sum(published.num_rows(split) for split in published.splits)
+
+
+DASK = "mlprod, local Dask cluster, 2 workers"
+
+
+def mlprod_on_dask(csv: Path, folder: Path) -> int:
+    """The ETL on the cluster that `local_cluster` has started in the folder."""
+    cfg = config(csv, folder)
+    address = json.loads((folder / "scheduler.json").read_text())["address"]
+    published, _ = build(replace(cfg, etl=replace(cfg.etl, executor=address.replace("tcp://", "dask://"))))
+    return sum(published.num_rows(split) for split in published.splits)
+
+
+@contextmanager
+def local_cluster(folder: Path) -> Iterator[None]:
+    """Starts a scheduler and two workers of one thread each on this machine, and ends them."""
+    told, started = folder / "scheduler.json", list[subprocess.Popen[bytes]]()
+
+    def start(program: str, *given: str) -> None:
+        command = [sys.executable, "-m", f"distributed.cli.{program}", "--host", "127.0.0.1", "--no-dashboard", *given]
+        started.append(subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+
+    try:
+        start("dask_scheduler", "--port", "0", "--scheduler-file", str(told))
+        while not told.exists() or not told.stat().st_size:
+            time.sleep(0.1)
+        for _ in range(2):
+            start("dask_worker", "--scheduler-file", str(told), "--nthreads", "1", "--no-nanny", "--memory-limit", "0")
+        import distributed
+
+        with distributed.Client(scheduler_file=str(told), set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=60)
+            client.run(importlib.import_module, "mlprod.etl.run")
+        yield
+    finally:
+        for process in reversed(started):
+            process.terminate()
+            process.wait()
 
 
 def parsing(csv: Path, folder: Path) -> int:
@@ -179,7 +222,7 @@ def pandas_chunks(csv: Path, folder: Path) -> int:
 
 
 CONTENDERS: dict[str, Callable[[Path, Path], int]] = {
-    "mlprod": mlprod, "DuckDB": duckdb_ordered, "DuckDB, limited": duckdb_limited, "Polars": polars,
+    "mlprod": mlprod, DASK: mlprod_on_dask, "DuckDB": duckdb_ordered, "DuckDB, limited": duckdb_limited, "Polars": polars,
     "DuckDB, no order": duckdb_unordered, "pandas chunks": pandas_chunks, "parsing alone": parsing,
 }  # fmt: skip
 
@@ -188,12 +231,14 @@ CONTENDERS: dict[str, Callable[[Path, Path], int]] = {
 
 
 def _anonymous(pid: int) -> int:
-    """Returns the anonymous memory of a process in bytes, 0 when it is gone."""
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon"):
-                return int(line.split()[1]) << 10
-    return 0
+    """Returns the anonymous memory of a process and those it started in bytes, 0 when it is gone."""
+    found = 0
+    with suppress(OSError, psutil.Error):
+        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+            for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+                if line.startswith("RssAnon"):
+                    found += int(line.split()[1]) << 10
+    return found
 
 
 def measure(name: str, csv: Path) -> tuple[float, int, int]:
@@ -210,9 +255,11 @@ def measure(name: str, csv: Path) -> tuple[float, int, int]:
 
 
 def _run(name: str, csv: str, folder: str) -> None:
-    began = time.perf_counter()
-    kept = CONTENDERS[name](Path(csv), Path(folder))
-    print(time.perf_counter() - began, kept)
+    with local_cluster(Path(folder)) if name == DASK else nullcontext():
+        began = time.perf_counter()
+        kept = CONTENDERS[name](Path(csv), Path(folder))
+        wall = time.perf_counter() - began
+    print(wall, kept)
 
 
 def figures_of(measured: dict[str, list[tuple[float, int, int]]], kept: int) -> Iterator[Figure]:
@@ -223,7 +270,7 @@ def figures_of(measured: dict[str, list[tuple[float, int, int]]], kept: int) -> 
         if any(map(math.isnan, walls)):
             print(f"{name} gave up")
             continue
-        if name in ("mlprod", "DuckDB", "DuckDB, no order", "Polars") and any(rows != kept for _, _, rows in runs):
+        if name in ("mlprod", DASK, "DuckDB", "DuckDB, no order", "Polars") and any(rows != kept for _, _, rows in runs):
             raise AssertionError(f"{name} kept {[rows for _, _, rows in runs]} rows, not {kept}")
         yield Figure(name=f"{name}, wall", value=median(walls), low=min(walls), high=max(walls), unit="s", runs=len(runs))
         peaks = [peak / 1e6 for _, peak, _ in runs]
@@ -235,6 +282,12 @@ def figures_of(measured: dict[str, list[tuple[float, int, int]]], kept: int) -> 
                 name=f"mlprod / {name}", value=median(ratios), low=min(ratios), high=max(ratios), unit="of its wall",
                 runs=len(runs), goal=goal,
             )  # fmt: skip
+    if DASK in measured:
+        ratios = [run[0] / one for run, one in zip(measured[DASK], ours, strict=True)]
+        told = Figure(
+            name=f"{DASK} / mlprod", value=median(ratios), low=min(ratios), high=max(ratios), unit="of its wall", runs=len(ratios)
+        )
+        yield told
     print("rows kept:", {name: runs[0][2] for name, runs in measured.items()})
 
 
@@ -267,7 +320,8 @@ def main() -> None:
         csv = Path(folder) / "rows.csv"
         write_rows(csv, num_rows)
         print(f"{num_rows:,} rows, {csv.stat().st_size / 1e6:,.0f} MB")
-        measured: dict[str, list[tuple[float, int, int]]] = {name: [] for name in CONTENDERS}
+        there = [name for name in CONTENDERS if name != DASK or importlib.util.find_spec("distributed")]
+        measured: dict[str, list[tuple[float, int, int]]] = {name: [] for name in there}
         for _ in range(given.rounds):
             for name, runs in measured.items():
                 runs.append(measure(name, csv))

@@ -26,11 +26,10 @@ from _figures import Figure, parser_for, publish
 
 from mlprod.config import Column, EtlConfig, Label, ParquetSource, categorical, histories, join_as_of, multivalued, numeric
 from mlprod.console import PhaseLines
-from mlprod.cores import num_cores
 from mlprod.etl.extract import plan_reading
 from mlprod.etl.gather import gather
 from mlprod.etl.growth import Unread
-from mlprod.etl.pool import pool_of
+from mlprod.etl.pool import crew_of
 from mlprod.etl.tasks import Tasks
 
 ROWS, QUICK_ROWS, MEMORY = 2_000_000, 20_000, 1024
@@ -73,8 +72,8 @@ def of_mlprod(folder: Path, megabytes: int) -> tuple[int, float]:
     lengths, prices, work = 0, 0.0, folder / "work"
     work.mkdir()
     rows_bytes = pq.ParquetFile(folder / "events.parquet").metadata.num_rows * 200
-    with pool_of("threads", num_cores()) as pool, PhaseLines(wanted="never") as lines:
-        tasks = Tasks(work, num_cores(), lines, pool)
+    with crew_of(etl, work) as crew, PhaseLines(wanted="never") as lines:
+        tasks = Tasks(work, crew, lines)
         found = gather(etl, tasks, plan_reading(etl, tasks, rows_bytes, Unread(etl.source)))
 
         def written(number: int, parts: list[int]) -> tuple[int, float]:
@@ -84,7 +83,7 @@ def of_mlprod(folder: Path, megabytes: int) -> tuple[int, float]:
             words = pc.sum(pc.add(pc.count_substring(table["past"], "|"), 1)).as_py() or 0
             return words, pc.sum(table["price"]).as_py() or 0.0
 
-        for future in [pool.submit(written, i, parts) for i, parts in enumerate(found.parts())]:
+        for future in [crew.pool.submit(written, i, parts) for i, parts in enumerate(found.parts())]:
             lengths, prices = lengths + future.result()[0], prices + future.result()[1]
     return lengths, prices
 

@@ -82,6 +82,9 @@ def _parser(verb: str) -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show a traceback with every error")
     if verb == "etl":
         parser.add_argument("--dry-run", action="store_true", help="show what would be made of the first rows; build nothing")
+        parser.add_argument(
+            "--executor", default="", metavar="WHERE", help="as --config.etl.executor: threads, processes or dask://HOST:PORT"
+        )
     if verb in ("evaluate", "predict"):
         parser.add_argument("--step", type=_whole, default=-1, help="of the checkpoint (default: the newest)")
     if verb == "checkpoints":
@@ -209,7 +212,8 @@ def _run(verb: str, options: argparse.Namespace, overrides: Sequence[str]) -> No
         importlib.import_module("mlprod.doctor.run").main(None)
         return
     recipe = importlib.import_module("mlprod.recipe")
-    cfg = recipe.load(options.config, overrides)
+    given = [f"--config.etl.executor={options.executor}"] if verb == "etl" and options.executor else []
+    cfg = recipe.load(options.config, [*overrides, *given])
     if verb == "etl":
         importlib.import_module("mlprod.etl.dry_run" if options.dry_run else "mlprod.etl.run").main(cfg)
         return

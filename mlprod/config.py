@@ -40,6 +40,7 @@ def knob(
 # ---- what the rows are -------------------------------------------------------------------------------------------------
 
 AUTO = "auto"
+HERE = ("threads", "processes")  # executors of this machine
 STORAGE_TYPES = ("int64", "float64", "string", "bool", "timestamp")
 ROLES = ("feature", "weight", "group", "time", "input")
 
@@ -531,12 +532,14 @@ class EtlConfig:
     file_groups: int = knob(64, "of a Parquet file", unit="row groups", rule=DATA, low=1)
     hash_seed: int = knob(0, "of the row hash, so of the stored order and the split", rule=DATA, low=0)
     chunk_rows: int = knob(65_536, "read from the source at once", unit="rows", low=1)
-    memory_bytes: int = knob(1 << 29, "that the build takes at most, about", unit="bytes", low=1 << 20)
-    workers: int = knob(0, "tasks at once; 0: one a core", low=0, high=256)
+    memory_bytes: int = knob(
+        1 << 29, "that the build takes at most, about; on a cluster, here and in each worker", unit="bytes", low=1 << 20
+    )
+    workers: int = knob(0, "tasks at once; 0: one a core, on a cluster one a thread of its workers", low=0, high=256)
     executor: str = knob(
         "threads",
-        "`processes` pay where Python does the work: JSON lines, irregular CSV, a hook",
-        choices=("threads", "processes"),
+        "`threads`; `processes`, which pay where Python does the work: JSON lines, irregular CSV, a hook; or a Dask cluster by "
+        "its scheduler, `dask://HOST:PORT` or, with certificates, `dask+tls://HOST:PORT`",
     )
 
 

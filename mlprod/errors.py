@@ -54,6 +54,12 @@ class ConnectionLost(MlprodError):
     exit_code = 75
 
 
+class ClusterLost(MlprodError):
+    """The cluster that does a build's tasks went away, or has no workers. What was finished is kept."""
+
+    exit_code = 75
+
+
 class CheckpointError(MlprodError):
     """A save failed, or no saved step can be restored."""
 

@@ -122,11 +122,16 @@ def write_atomically(path: Path, text: str) -> None:
     """Writes a text file so that a reader, or a kill at any moment, sees all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    write_synced(temporary, text)
+    os.replace(temporary, path)
+
+
+def write_synced(path: Path, text: str) -> None:
+    """Writes a text file and waits until it is on the disk."""
+    with path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def content_id(columns: tuple[StoredColumn, ...], features: str, splits: Mapping[str, tuple[Shard, ...]]) -> str:

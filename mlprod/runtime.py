@@ -9,7 +9,6 @@ flags, the versions and the instructions that a CPU has, so that a folder which 
 
 import faulthandler
 import fcntl
-import hashlib
 import inspect
 import logging
 import os
@@ -33,6 +32,7 @@ from mlprod.compare import as_json
 from mlprod.config import AUTO, Config, RuntimeConfig
 from mlprod.cores import num_cores
 from mlprod.errors import ConfigError, WorkdirError
+from mlprod.own_code import code_sha256, file_sha256
 from mlprod.processes.peers import Peers
 from mlprod.processes.rank import find_rank
 
@@ -137,14 +137,11 @@ def versions() -> dict[str, str]:
 
 def sources(cfg: Config) -> dict[str, str]:
     """Returns the SHA-256 of mlprod's own code and of the file that the model is of: "" where that cannot be read."""
-    whole = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        whole.update(path.read_bytes())
     try:
-        model = hashlib.sha256(Path(inspect.getfile(type(cfg.model))).read_bytes()).hexdigest()
+        model = file_sha256(inspect.getfile(type(cfg.model)))
     except (OSError, TypeError):
         model = ""
-    return {"mlprod": f"{__version__} {whole.hexdigest()}", "model": model}
+    return {"mlprod": f"{__version__} {code_sha256()}", "model": model}
 
 
 def compile_cache() -> str:

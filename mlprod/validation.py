@@ -13,6 +13,7 @@ from typing import Any
 
 from mlprod.config import (
     AUTO,
+    HERE,
     LABEL_TYPES,
     METRICS,
     STORAGE_TYPES,
@@ -52,6 +53,7 @@ TEXT_COLUMNS = ("text", "file")  # of text files
 RESERVED = ("numeric", "label", "weight", "row_id")  # keys of a batch that are not columns
 SECRETS = r"\w*(password|passwd|pwd|passphrase|passcode|token|secret|credentials_base64)|odbc_connect"  # options of a URL
 _PASSWORD = re.compile(rf"://[^:@?]*:(?!\$(\w+|\{{\w+\}})@)[^@]+@|[?&]({SECRETS})=(?!\$)", re.IGNORECASE)
+_CLUSTER = re.compile(r"dask(\+tls)?://(\[[0-9a-fA-F:.]+\]|[^/:@?#\[\]\s]+):(?P<port>\d{1,5})")
 
 
 def _check_field(path: str, field: dataclasses.Field[Any], hint: Any, value: Any) -> None:
@@ -144,9 +146,11 @@ def validate_etl(etl: EtlConfig) -> None:
         _validate_text(etl.source, etl)
     if not isinstance(etl.transform, types.FunctionType):
         raise ConfigError(f"config.etl.transform={etl.transform!r} must be a function made by def: its source is kept")
-    if etl.executor == "processes" and not etl.transform.__qualname__.isidentifier():
+    _validate_executor(etl.executor)
+    if etl.executor != "threads" and not etl.transform.__qualname__.isidentifier():
+        others = "processes" if etl.executor in HERE else "a cluster"
         raise ConfigError(
-            f"config.etl.transform={etl.transform.__qualname__} cannot be sent to processes; make it a function at the top of "
+            f"config.etl.transform={etl.transform.__qualname__} cannot be sent to {others}; make it a function at the top of "
             f"its file, or set config.etl.executor='threads'"
         )
     for column in etl.columns:
@@ -157,6 +161,18 @@ def validate_etl(etl: EtlConfig) -> None:
     _validate_names("key", etl.key, names)
     _validate_split(etl)
     _validate_dedup(etl)
+
+
+def _validate_executor(executor: str) -> None:
+    """One of this machine, or the address of a Dask scheduler."""
+    if executor in HERE:
+        return
+    found = _CLUSTER.fullmatch(executor)
+    if not found or not 0 < int(found["port"]) < 1 << 16:
+        near = nearest(executor, HERE) if "/" not in executor and ":" not in executor else ", such as dask://10.0.0.5:8786"
+        raise ConfigError(
+            f"config.etl.executor={executor!r} must be 'threads', 'processes', dask://HOST:PORT or dask+tls://HOST:PORT{near}"
+        )
 
 
 def _validate_source(where: str, source: Any) -> None:

@@ -17,7 +17,7 @@ TREES = {
 
 # A module may import lower rows, those named before it in its row, and its own package. A new module needs a place here.
 ROWS = (
-    ("cores", "errors", "locks"),
+    ("cores", "errors", "locks", "own_code"),
     (
         "hashing",
         "hints",
@@ -46,7 +46,8 @@ PLACES = {name: (rank, i) for rank, row in enumerate(ROWS) for i, name in enumer
 DOORS = {  # dependency -> the only modules (or packages of ours) that import it
     "orbax": {"checkpoint"}, "tensorstore": {"checkpoint"},
     "wandb": {"tracking"}, "grain": {"data"}, "pandas": {"etl"}, "sqlalchemy": {"etl"},
-    "tokenizers": {"etl"}, "adbc_driver_manager": {"etl"}, "adbc_driver_postgresql": {"etl"}, "duckdb": set(), "pymysql": set(),
+    "tokenizers": {"etl"}, "distributed": {"etl"}, "adbc_driver_manager": {"etl"}, "adbc_driver_postgresql": {"etl"},
+    "duckdb": set(), "pymysql": set(),
     "ml_collections": {"recipe"}, "absl": {"recipe"}, "importlib": {"cli", "runtime", "etl", "doctor"}, "runpy": {"recipe"},
     "subprocess": {"cli", "runtime", "doctor", "processes"}, "psutil": {"doctor", "runtime"},
     "packaging": {"doctor"}, "matplotlib": {"report"},

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from mlprod.config import Column, EtlConfig
 from mlprod.etl.schema import Loose, cast_chunk, cast_strictly
+from mlprod.etl.whole import whole
 from mlprod.hashing import key_of_text, mix
 
 Bad = dict[str, Any]  # {"where", "why", "values": {column: text or None}}
@@ -82,7 +83,18 @@ def write(path: Path, bad: Iterable[Mapping[str, Any]]) -> None:
     """Writes bad rows as JSON lines; no file where there are none."""
     lines = [json.dumps(row, ensure_ascii=False) for row in bad]
     if lines:
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        with whole(path) as half:
+            half.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def beside(spilled: Path) -> Path:
+    """Returns where the bad rows of a task go, which are told of with the file that it spills into."""
+    return spilled.with_suffix(".bad")
+
+
+def files_of(folder: Path, told: Iterable[Mapping[str, Any]]) -> list[Path]:
+    """Returns the files of bad rows that tasks wrote, as they told of them."""
+    return [beside(folder / left["file"]) for left in told if left.get("counts", {}).get("quarantined")]
 
 
 def gather(parts: Sequence[Path], to: Path) -> None:

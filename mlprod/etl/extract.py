@@ -5,12 +5,12 @@ Price: every row is held once, a chunk at a time, and written to disk once.
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial, singledispatch
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,7 @@ from mlprod.etl.lookups import LookupTable, read_lookup
 from mlprod.etl.schema import FLOAT32_MAX, Loose, beyond_float32, hashable, with_nulls
 from mlprod.etl.settle import KEY, LABEL, ROW, SPLIT, key_hashes
 from mlprod.etl.tasks import Tasks
+from mlprod.etl.whole import removed
 from mlprod.hashing import hash_columns
 
 
@@ -96,6 +97,11 @@ class Reading:
     lacking: Mapping[str, Sequence[str]]  # file -> columns that it has not, where that is allowed
     before: report.Counts = field(default_factory=report.Counts)  # of rows that were left out before
     bad_files: Sequence[Path] = ()  # of those that are written down
+
+    @property
+    def reader(self) -> "Reading":
+        """What a task needs beside its parts."""
+        return self
 
     def parts(self) -> list[list[Any]]:
         """Returns what tasks read: some parts each."""
@@ -164,17 +170,21 @@ def plan_reading(etl: EtlConfig, tasks: Tasks, expected_bytes: int, unread: Unre
     columns = (*source_columns(etl), label_column(etl.label))
     left, since = work / "reading.json", boot.read_text().strip() if boot.is_file() else ""
     if not left.is_file() or json.loads(left.read_text())["boot"] != since:  # after a power cut files may hold anything
-        shutil.rmtree(work)
-        work.mkdir(mode=0o700)
+        for tried in filter(Path.is_dir, work.iterdir()):
+            removed(tried)
         bits = spill.num_bits(expected_bytes, etl.memory_bytes // tasks.workers)
         chunks = expected_bytes // rows_bytes(etl.chunk_rows, len(columns))
         plan = {"chunk_rows": etl.chunk_rows, "bits": bits, "together": min(max(chunks // MANY, 1), TOGETHER)}
-        manifest.write_atomically(left, json.dumps({"boot": since, **plan}))
+        # Tasks of another plan, which a process may still be doing, cut rows otherwise: none of them knows this folder.
+        manifest.write_atomically(left, json.dumps({"boot": since, "folder": uuid4().hex, **plan}))
+    tasks.begin(work / json.loads(left.read_text())["folder"])
+    work = tasks.work
     plan, lookups = json.loads(left.read_text()), [read_lookup(x, etl.columns) for x in etl.lookups]
     widen = etl.drift == "widen"
     if not widen and not unread.columns:  # else `drift` tells more
         sources.check_header(etl.source, [c.name for c in columns])
-    source, copies = sources.unpacked(unread.source, work / "files", partial(tasks.run, "unpack"), unread.without)
+    run = partial(tasks.run, "unpack")
+    source, copies = sources.unpacked(unread.source, work / "files", run, unread.without, away=tasks.away)
     lacking = drift.lacking(source, [c.name for c in columns], unread.columns) if widen else {}
     ready = sources.planned(source, plan["chunk_rows"], partial(tasks.run, "cut"))
     together = max(plan["together"] // sources.part_chunks(ready), 1)
@@ -190,7 +200,7 @@ class Extracted:
     """What came out of the source."""
 
     counts: report.Counts
-    index: spill.Index
+    buckets: spill.Buckets
     bad_rows: Sequence[Path]  # files of those that are written down
 
     def with_counts(self, more: report.Counts, bad_rows: Sequence[Path]) -> "Extracted":
@@ -211,6 +221,8 @@ class Rows(Protocol):
     def before(self) -> report.Counts: ...
     @property
     def bad_files(self) -> Sequence[Path]: ...
+    @property
+    def reader(self) -> "Rows": ...  # what a task is sent beside its parts
     def parts(self) -> Sequence[Sequence[Any]]: ...
     def rows(self, etl: EtlConfig, parts: Sequence[Any]) -> Iterator[Sorted]: ...
 
@@ -225,12 +237,12 @@ def extract(etl: EtlConfig, tasks: Tasks, reading: Rows, *, may_be_none: bool = 
     check_hook(etl, (found.rows for some in parts for found in reading.rows(etl, some)), partial(rules.check_expressions, etl))
     done = tasks.run(
         "extract",
-        {f"{i:06d}": partial(extract_part, etl, reading, tasks.work, i, p) for i, p in enumerate(parts)},
+        {f"{i:06d}": partial(extract_part, etl, reading.reader, tasks.work, i, p) for i, p in enumerate(parts)},
         rows=lambda left: left["counts"]["read"],
     )
     counts = report.merged([reading.before, *(report.Counts(**left["counts"]) for left in done.values())])
-    bad = [*reading.bad_files, *(path for name in done if (path := tasks.work / "extract" / f"{name}.bad").is_file())]
-    extracted = Extracted(counts, {f"{name}.arrow": left["batches"] for name, left in done.items()}, bad)
+    bad = [*reading.bad_files, *bad_rows.files_of(tasks.work / "extract", done.values())]
+    extracted = Extracted(counts, spill.by_bucket(spill.index_of(done.values())), bad)
     _check_shares(etl, counts)
     if not may_be_none:
         _check_any(etl, counts)
@@ -264,7 +276,8 @@ def _check_shares(etl: EtlConfig, counts: report.Counts) -> None:
 def extract_part(etl: EtlConfig, reading: Rows, work: Path, number: int, parts: Sequence[Any]) -> dict[str, Any]:
     """Reads some parts: their rows in their types, with what is derived and looked up, labelled, hashed, and cut by key hash."""
     counts, left_out = report.Counts(), list[Bad]()
-    with spill.Spill(work / "extract" / f"{number:06d}.arrow", reading.held_bytes) as out:
+    place = spill.own_name(work / "extract", f"{number:06d}")
+    with spill.Spill(place, reading.held_bytes) as out:
         for found in reading.rows(etl, parts):
             counts.read += found.num_rows
             found = not_excluded(reading.excluded, found, counts)
@@ -279,8 +292,8 @@ def extract_part(etl: EtlConfig, reading: Rows, work: Path, number: int, parts: 
             bad = found.bad if etl.bad_rows == "quarantine" else {}
             left_out += [row for _, row in sorted({**bad, **broken}.items())]
             counts.quarantined = len(left_out)
-    bad_rows.write(work / "extract" / f"{number:06d}.bad", left_out)
-    return {"counts": asdict(counts), "batches": out.batches}
+    bad_rows.write(bad_rows.beside(place), left_out)
+    return {"counts": asdict(counts), **out.told()}
 
 
 def not_excluded(excluded: Excluded, found: Sorted, counts: report.Counts) -> Sorted:

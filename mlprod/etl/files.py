@@ -20,6 +20,7 @@ from urllib.parse import quote, unquote
 import pyarrow as pa
 
 from mlprod.errors import DataError
+from mlprod.etl.whole import half_of, whole
 from mlprod.store import FULL, Store, is_remote, open_store
 
 OPTION = "config.etl.source.path"
@@ -200,24 +201,32 @@ def copy_plain(name: str, encoding: str, to: Path) -> dict[str, Any]:
         DataError: it cannot be read, is damaged, or is not in its encoding.
     """
     to.parent.mkdir(parents=True, exist_ok=True)
-    to.unlink(missing_ok=True)
     if is_plain(name, encoding):
-        to.symlink_to(Path(name).absolute())
+        with whole(to) as half:
+            half.symlink_to(Path(name).absolute())
         return {"bytes": os.path.getsize(name) if Path(name).exists() else 0}
-    half = to.with_name(f"{to.name}.half")
-    local = name
-    if is_remote(name):  # whole, with patience, before it is unpacked
-        local = str(half.with_name(f"{to.name}.fetched{Path(shown(name)).suffix}"))
+    with _here(name, to) as local, whole(to) as half:
+        with open(half, "wb") as target, told_of_file(name), _told_of_text(name, encoding), open_plain(local, encoding) as source:
+            while piece := source.read(COPIED_BYTES):
+                target.write(piece)
+    return {"bytes": to.stat().st_size}
+
+
+@contextmanager
+def _here(name: str, beside: Path) -> Iterator[str]:
+    """Yields a file as this machine has it: a remote one is fetched whole, with patience, before it is unpacked."""
+    if not is_remote(name):
+        yield name
+        return
+    half = half_of(beside)
+    fetched = half.with_name(half.name + Path(shown(name)).suffix)  # by which it is unpacked
+    try:
         with told_of_file(name):
             store, inside = _store_of(name)
-            store.fetch(inside, Path(local))
-    with open(half, "wb") as target, told_of_file(name), _told_of_text(name, encoding), open_plain(local, encoding) as source:
-        while piece := source.read(COPIED_BYTES):
-            target.write(piece)
-    half.replace(to)
-    if local != name:
-        Path(local).unlink()
-    return {"bytes": to.stat().st_size}
+            store.fetch(inside, fetched)
+        yield str(fetched)
+    finally:
+        fetched.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -264,3 +273,27 @@ def places(path: str, encoding: str, folder: Path, without: Collection[str] = ()
         kept = [part for part in shown(name).split("/")[:-1] if "=" in part]  # columns of its rows
         copies[str(folder.joinpath(f"{i:06d}", *kept, f"{i:06d}.plain"))] = name
     return Copies(f"{glob.escape(str(folder))}/**/*.plain", copies)
+
+
+def check_seen(copies: Copies) -> None:
+    """Raises Unreadable where a pattern does not find all the copies that were made: a shared folder may list them late."""
+    missing = copies.names.keys() - set(files_of(copies.path))
+    if missing:
+        told = f"{len(missing)} of the {len(copies.names)} copies that were made are not seen here, such as {min(missing)}"
+        raise Unreadable(f"{told}; is the dataset's folder a shared one that shows files late?")
+
+
+def absolute(name: str) -> str:
+    """Returns the name of a file or pattern, or an address, as any working folder has it."""
+    if is_remote(name) or os.path.isabs(name):
+        return name
+    here = os.getcwd()
+    return os.path.join(here if os.path.exists(name) else glob.escape(here), name)
+
+
+def by_absolute_names(plain: Copies) -> Copies:
+    """Returns plain files by absolute names; messages name them as they were given."""
+    path = absolute(plain.path)
+    if path == plain.path:
+        return plain
+    return Copies(path, dict(zip(files_of(path), files_of(plain.path), strict=True)))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -31,8 +31,13 @@ WIDEST = 0.05  # share of a column's values in a bracket
 FEW = 1 << 14  # distinct values of a column that are counted one by one
 _SIGN = np.uint64(1 << 63)
 
-# Gives a function each of the tables and yields what it returns, in the tables' order.
-Over = Callable[[Callable[[pa.Table], Any]], Iterable[Any]]
+
+class Over(Protocol):
+    """The tables that are fitted on, wherever they are looked at."""
+
+    def __call__(self, act: Callable[[pa.Table], Any], most: int | None = None, /) -> Iterable[Any]:
+        """Gives a function each of the tables, or the first `most`, and yields what it returns, in the tables' order."""
+        ...
 
 
 def sortable(values: np.ndarray) -> np.ndarray:
@@ -96,7 +101,7 @@ def lower_medians(over: Over, columns: Sequence[Column]) -> dict[str, float]:
     names = [c.name for c in columns]
     if not names:
         return {}
-    sample = next(iter(over(partial(_words_of, names))))
+    (sample,) = over(partial(_words_of, names), 1)
     brackets = {name: _bracket(words) for name, words in sample.items()}
     seen = {name: _Seen() for name in names}
     for looks in over(partial(_first_look, brackets)):

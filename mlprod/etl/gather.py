@@ -36,8 +36,8 @@ class Gathered:
     reading: Reading  # of the rows themselves
     step: Histories | AsOf
     folder: Path
-    index: spill.Index
     other: "Other | None"  # of `AsOf`
+    buckets: Sequence["Bucket"]
     before: report.Counts  # of rows that were left out when they were read
     bad_files: Sequence[Path]
 
@@ -56,11 +56,16 @@ class Gathered:
         """See `Reading`."""
         return self.reading.excluded
 
-    def parts(self) -> list[list[int]]:
-        """Returns the buckets that hold rows, each a part of its own."""
-        return [[i] for i in sorted({of for batches in self.index.values() for of, _, _ in batches})]
+    @property
+    def reader(self) -> "Gathered":
+        """What a task needs beside its buckets: with many of them the whole index is large."""
+        return replace(self, buckets=())
 
-    def rows(self, etl: EtlConfig, parts: Sequence[int]) -> Iterator[Sorted]:
+    def parts(self) -> list[list["Bucket"]]:
+        """Returns the buckets that hold rows, each a part of its own."""
+        return [[bucket] for bucket in self.buckets]
+
+    def rows(self, etl: EtlConfig, parts: Sequence["Bucket"]) -> Iterator[Sorted]:
         """Yields the rows of buckets with the columns of the step; no row of them is bad."""
         for table in self.tables(etl, parts):
             for start in range(0, table.num_rows, self.reading.chunk_rows):
@@ -68,12 +73,12 @@ class Gathered:
                 where = partial(self._where, etl, some.select([PART, NUMBER]))
                 yield Sorted(some.drop_columns([PART, NUMBER]), np.arange(some.num_rows), where, {})
 
-    def tables(self, etl: EtlConfig, parts: Sequence[int]) -> Iterator[pa.Table]:
+    def tables(self, etl: EtlConfig, parts: Sequence["Bucket"]) -> Iterator[pa.Table]:
         """Yields the rows of each bucket, with where they stood."""
         for bucket in parts:
-            table = spill.read_bucket(self.folder, self.index, bucket)
+            table = spill.read_bucket(self.folder, bucket.index, bucket.number)
             assert table is not None
-            yield with_step(self.step, etl, table, self.other.bucket(bucket) if self.other else None)[0]
+            yield with_step(self.step, etl, table, self.other.rows(bucket) if self.other else None)[0]
 
     def _where(self, etl: EtlConfig, places: pa.Table, i: int) -> str:
         """Returns where row i stood, by reading on to it."""
@@ -86,17 +91,29 @@ class Gathered:
 
 
 @dataclass(frozen=True)
+class Bucket:
+    """Where the rows of a bucket are, and those of the other source of `AsOf`."""
+
+    number: int
+    index: spill.Index
+    other: spill.Index
+
+
+@dataclass(frozen=True)
 class Other:
     """The rows of the other source of `AsOf`, in buckets of the same keys, under the names of the rows."""
 
     folder: Path
-    index: spill.Index
     types: Mapping[str, str]
 
-    def bucket(self, number: int) -> pa.Table:
-        """Returns the rows of a bucket."""
-        found = spill.read_bucket(self.folder, self.index, number)
-        return pa.table({name: pa.array([], ARROW[kind]) for name, kind in self.types.items()}) if found is None else found
+    def rows(self, bucket: Bucket) -> pa.Table:
+        """Returns those with the keys of a bucket."""
+        found = spill.read_bucket(self.folder, bucket.other, bucket.number)
+        return _no_rows(self.types) if found is None else found
+
+
+def _no_rows(types: Mapping[str, str]) -> pa.Table:
+    return pa.table({name: pa.array([], ARROW[kind]) for name, kind in types.items()})
 
 
 @singledispatch
@@ -138,17 +155,15 @@ def _gathered(etl: EtlConfig, tasks: Tasks, found: Reading | Gathered, step: His
     folder, first = tasks.work / f"gather-{k}", found if isinstance(found, Reading) else found.reading
     spilled = tasks.run(
         folder.name,
-        {f"{i:06d}": partial(spill_part, found, etl, step, folder, i, part) for i, part in enumerate(found.parts())},
+        {f"{i:06d}": partial(spill_part, found.reader, etl, step, folder, i, part) for i, part in enumerate(found.parts())},
         rows=lambda left: left["rows"],
     )
-    other = _other(etl, tasks, first, step, k) if isinstance(step, AsOf) else None
-    if isinstance(found, Gathered):
-        before, bad_files = found.before, found.bad_files
-    else:
-        before = report.merged([report.Counts(**left["counts"]) for left in spilled.values()])
-        bad_files = [path for name in spilled if (path := folder / f"{name}.bad").is_file()]
-    index = {f"{name}.arrow": left["batches"] for name, left in spilled.items()}
-    return Gathered(first, step, folder, index, other, before, bad_files)
+    other, others = _other(etl, tasks, first, step, k) if isinstance(step, AsOf) else (None, {})
+    before = report.merged([found.before, *(report.Counts(**left["counts"]) for left in spilled.values())])
+    index = sorted(spill.by_bucket(spill.index_of(spilled.values())).items())
+    buckets = [Bucket(number, files, others.get(number, {})) for number, files in index]
+    bad_files = [*found.bad_files, *bad_rows.files_of(folder, spilled.values())]
+    return Gathered(first, step, folder, other, buckets, before, bad_files)
 
 
 @singledispatch
@@ -160,13 +175,17 @@ def spill_part(
 
 
 @spill_part.register
-def _(found: Gathered, etl: EtlConfig, step: Histories | AsOf, folder: Path, number: int, parts: Sequence[int]) -> dict[str, Any]:
+def _(
+    found: Gathered, etl: EtlConfig, step: Histories | AsOf, folder: Path, number: int, parts: Sequence[Bucket]
+) -> dict[str, Any]:
+    found: Gathered, etl: EtlConfig, step: Histories | AsOf, folder: Path, number: int, parts: Sequence[Bucket]
+) -> dict[str, Any]:
     rows = 0
-    with spill.Spill(folder / f"{number:06d}.arrow", found.held_bytes) as out:
+    with spill.Spill(spill.own_name(folder, f"{number:06d}"), found.held_bytes) as out:
         for table in found.tables(etl, parts):
             rows += table.num_rows
             out.add(table, _buckets(table, step, found.bits))
-    return {"batches": out.batches, "rows": rows}
+    return {"rows": rows, "counts": {}, **out.told()}
 
 
 @spill_part.register
@@ -175,7 +194,8 @@ def _(
 ) -> dict[str, Any]:
     """Reads some parts of the source; counts and writes down what is left out there, which no other row then sees."""
     counts, left_out, before, rows = report.Counts(), list[Bad](), 0, 0
-    with spill.Spill(folder / f"{number:06d}.arrow", reading.held_bytes) as out:
+    place = spill.own_name(folder, f"{number:06d}")
+    with spill.Spill(place, reading.held_bytes) as out:
         for found in reading.rows(etl, parts):
             size = found.num_rows
             found = not_excluded(reading.excluded, found, counts)
@@ -186,8 +206,8 @@ def _(
             out.add(table, _buckets(table, step, reading.bits))
             before, rows = before + size, rows + table.num_rows
     counts.read, counts.quarantined = counts.bad + counts.excluded, len(left_out)
-    bad_rows.write(folder / f"{number:06d}.bad", left_out)
-    return {"batches": out.batches, "rows": rows, "counts": asdict(counts)}
+    bad_rows.write(bad_rows.beside(place), left_out)
+    return {"rows": rows, "counts": asdict(counts), **out.told()}
 
 
 def _buckets(rows: pa.Table, step: Histories | AsOf, bits: int) -> np.ndarray:
@@ -221,9 +241,10 @@ def _as_ours(step: AsOf, columns: Sequence[Column], chunk: pa.Table | Loose) -> 
     return pa.table({ours: table[theirs] for ours, theirs in _theirs(step).items()})
 
 
-def _other(etl: EtlConfig, tasks: Tasks, reading: Reading, step: AsOf, k: int) -> Other:
-    """Cuts the other source by the step's key."""
-    source, copies = sources.unpacked(step.source, tasks.work / f"files-{k}", partial(tasks.run, f"unpack-{k}"))
+def _other(etl: EtlConfig, tasks: Tasks, reading: Reading, step: AsOf, k: int) -> tuple[Other, spill.Buckets]:
+    """Cuts the other source by the step's key; returns how it is read, and where its buckets are."""
+    run = partial(tasks.run, f"unpack-{k}")
+    source, copies = sources.unpacked(step.source, tasks.work / f"files-{k}", run, away=tasks.away)
     ready = sources.planned(source, reading.chunk_rows, partial(tasks.run, f"cut-{k}"))
     theirs = replace(reading, source=ready, plain=source, copies=copies, columns=_columns(etl, step), lookups=(), lacking={})
     folder = tasks.work / f"other-{k}"
@@ -232,18 +253,18 @@ def _other(etl: EtlConfig, tasks: Tasks, reading: Reading, step: AsOf, k: int) -
         {f"{i:06d}": partial(spill_other, theirs, step, folder, i, part) for i, part in enumerate(theirs.parts())},
         rows=lambda left: left["rows"],
     )
-    return Other(folder, {f"{name}.arrow": left["batches"] for name, left in spilled.items()}, _types(etl, step))
+    return Other(folder, _types(etl, step)), spill.by_bucket(spill.index_of(spilled.values()))
 
 
 def spill_other(reading: Reading, step: AsOf, folder: Path, number: int, parts: Sequence[Any]) -> dict[str, Any]:
     """Reads some parts of the other source, and cuts them by the step's key."""
     rows = 0
-    with spill.Spill(folder / f"{number:06d}.arrow", reading.held_bytes) as out:
+    with spill.Spill(spill.own_name(folder, f"{number:06d}"), reading.held_bytes) as out:
         for chunk in reading.chunks(parts):
             table = _as_ours(step, reading.columns, chunk)
             rows += table.num_rows
             out.add(table, _buckets(table, step, reading.bits))
-    return {"batches": out.batches, "rows": rows}
+    return {"rows": rows, **out.told()}
 
 
 # ---- in memory ---------------------------------------------------------------------------------------------------------
@@ -276,4 +297,4 @@ def _whole(etl: EtlConfig, step: AsOf) -> pa.Table:
     columns = _columns(etl, step)
     chunks = sources.chunks(step.source, [c.name for c in columns], etl.chunk_rows)
     tables = [_as_ours(step, columns, chunk) for chunk in chunks]
-    return pa.concat_tables(tables) if tables else Other(Path(), {}, _types(etl, step)).bucket(0)
+    return pa.concat_tables(tables) if tables else _no_rows(_types(etl, step))

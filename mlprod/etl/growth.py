@@ -57,7 +57,7 @@ def parent_of(dataset: Path, etl: EtlConfig, newest: Manifest | None, excluded: 
             f"{dataset / newest.features} cannot be read ({error.strerror}), so nothing can be appended to version "
             f"{newest.version}; restore it, or build anew by config.etl.grow='refit'"
         ) from error
-    return Parent(newest, spec, index.of_version(dataset, newest.source["indexes"]))
+    return Parent(newest, spec, index.of_version(dataset.absolute(), newest.source["indexes"]))
 
 
 def _built_anew(etl: EtlConfig, newest: Manifest, excluded: str) -> str:

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlprod.etl.settle import KEY, ROW, SPLIT, Known
+from mlprod.etl.settle import KEY, ROW, SPLIT, Known, nothing_known
+from mlprod.etl.whole import whole
 from mlprod.hashing import Hash128
 from mlprod.manifest import sha256_file
 
@@ -35,6 +36,8 @@ class Index:
 
     def known(self, bucket: int, bits: int) -> Known:
         """Returns what is known of the rows whose key hash begins with the `bits` bits of `bucket`."""
+        if not self.files:
+            return nothing_known()
         low, high = (pa.scalar(i << (64 - bits), pa.uint64()) if i >> bits == 0 else None for i in (bucket, bucket + 1))
         wanted = [(KEY[0], ">=", low)] + ([(KEY[0], "<", high)] if high is not None else [])
         found = pa.concat_tables([pq.read_table(path, filters=wanted, use_threads=False) for path in self.files])
@@ -45,12 +48,16 @@ class Index:
         return Known(key, row, words[SPLIT])
 
 
+def part_of(work: Path, file: str) -> Path:
+    """Returns where the part is of the bucket whose rows a file holds that is named by `spill.own_name`."""
+    return work / "index" / f"{Path(file).stem}.parquet"
+
+
 def write_part(path: Path, key: Hash128, row: Hash128, split: np.ndarray) -> None:
     """Writes what is to be known of the rows of a bucket, in the order of their keys' hashes."""
     columns = dict(zip(COLUMNS, (key.hi, key.lo, row.hi, row.lo, split.astype(np.int8)), strict=True))
-    half = path.with_name(f".{path.name}.{os.getpid()}.half")
-    pq.write_table(pa.table(columns), half, compression="none", use_dictionary=False)
-    os.replace(half, path)
+    with whole(path) as half:
+        pq.write_table(pa.table(columns), half, compression="none", use_dictionary=False)
 
 
 def gather(parts: Sequence[Path], to: Path) -> str:

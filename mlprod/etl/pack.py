@@ -10,7 +10,6 @@ Price: tokens are written to disk three times, 4 bytes each and once 8, before t
 On disk a token is a word of 32 bits: its id and, in the highest bit, whether a document begins with it.
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,9 +26,10 @@ from mlprod.errors import DataError
 from mlprod.etl import report, spill
 from mlprod.etl.schema import combined
 from mlprod.etl.settle import LABEL, ORDER, ROW_ID, SPLIT, TIE
-from mlprod.etl.stored import Stored, keep
+from mlprod.etl.stored import Stored, keep, nothing
 from mlprod.etl.tasks import Tasks
 from mlprod.etl.tokenize import Tokenizer, content_of, sha256_of, tokenizer_of
+from mlprod.etl.whole import whole
 from mlprod.etl.write import Written, unpacked
 from mlprod.features import FeatureSpec, Target
 from mlprod.hashing import PAD_ID, Hash128, mix_array, mix_hash
@@ -39,7 +39,6 @@ BEGINS, PAD = np.uint32(1 << 31), np.uint32((1 << 32) - 1)  # of a word: the bit
 TEXT_BYTES = 4 << 20  # that are tokenised together, about
 WORDS = "_words"  # the column of a row's words
 DOCUMENT = np.dtype([("id", "<u8"), ("start", "<i8")])  # of each in a piece: its row id, and its first token
-NOTHING: dict[str, Any] = {"batches": [], "rows": [0] * len(SPLITS)}
 
 
 # ---- tokens ------------------------------------------------------------------------------------------------------------
@@ -107,7 +106,7 @@ def in_words(tokenizer: Tokenizer, texts: pa.Array) -> tuple[np.ndarray, np.ndar
 
 def tokenize_piece(label: NextToken, stored: Stored, piece: str) -> dict[str, list[int]]:
     """Tokenises the documents of a piece: returns, of each split, how many there are, their tokens, and those of the longest."""
-    folder, name = stored.work / "tokenize", Path(piece).stem
+    folder, name = stored.work / "tokenize", spill.task_of(piece)
     told = [_tokenize(label, stored, folder, name, piece, code) for code in range(len(SPLITS))]
     return {kind: [counts[kind] for counts in told] for kind in ("documents", "tokens", "longest")}
 
@@ -120,17 +119,15 @@ def _tokenize(label: NextToken, stored: Stored, folder: Path, name: str, piece: 
     rows, tokenizer = stored.rows([LABEL], code, piece), tokenizer_of(label.tokenizer)
     found = np.empty(rows.num_rows, DOCUMENT)
     found["id"] = rows[ROW_ID].to_numpy()
-    halves = {kind: place(folder, name, code, f"{kind}.half") for kind in ("words", "documents")}
-    with halves["words"].open("wb") as file:
+    with whole(place(folder, name, code, "words")) as half, half.open("wb") as file:
         for start, stop in _together(combined(rows[LABEL])):
             words, starts = in_words(tokenizer, combined(rows[LABEL].slice(start, stop - start)))
             found["start"][start:stop] = starts + counts["tokens"]
             counts["tokens"] += len(words)
             counts["longest"] = max(counts["longest"], int(np.diff(np.append(starts, len(words))).max()))
             words.tofile(file)
-    found.tofile(halves["documents"])
-    for half in halves.values():
-        os.replace(half, half.with_suffix(""))
+    with whole(place(folder, name, code, "documents")) as half:
+        found.tofile(half)
     return counts
 
 
@@ -185,11 +182,11 @@ def pack_block(label: NextToken, work: Path, tokens: Tokens, start: int, stop: i
         SPLIT: np.full(int(kept.sum()), tokens.split, np.int8),
         LABEL: predicted[kept].astype(np.float32), WORDS: _as_column(rows[kept]),
     })  # fmt: skip
-    with spill.Spill(work / "pack" / f"{name}.arrow") as out:
+    with spill.Spill(spill.own_name(work / "pack", name)) as out:
         if table.num_rows:
             out.add(table, spill.bucket_of(order.hi[kept], bits))
     return {
-        "batches": out.batches, "rows": table.num_rows, "predicted": int(predicted.sum()),
+        **out.told(), "rows": table.num_rows, "predicted": int(predicted.sum()),
         "tokens": int((rows[kept] != PAD).sum()), "cut": _num_cut(documents, end, starts, length),
     }  # fmt: skip
 
@@ -211,11 +208,11 @@ def shuffle_bucket(work: Path, packed: spill.Index, name: str) -> dict[str, Any]
     """Sorts a bucket of rows by their hash; where two are equal, as in the stream."""
     rows = spill.read_bucket(work / "pack", packed, int(name))
     if rows is None:
-        return NOTHING
+        return nothing(name)
     rows = rows.take(np.lexsort((rows[TIE].to_numpy(), rows[ORDER[1]].to_numpy(), rows[ORDER[0]].to_numpy())))
     tokens, segments = expanded(unpacked(combined(rows[WORDS]), np.dtype(np.uint32)))
     table = pa.table({"tokens": _as_column(tokens), "segments": _as_column(segments), LABEL: rows[LABEL], ROW_ID: rows[ROW_ID]})
-    return keep(work / "packed", name, table, rows[SPLIT].to_numpy())
+    return keep(spill.own_name(work / "packed", name), table, rows[SPLIT].to_numpy())
 
 
 # ---- the whole ---------------------------------------------------------------------------------------------------------
@@ -292,10 +289,10 @@ Told = dict[str, dict[str, int]]
 
 def _tokens(label: NextToken, tasks: Tasks, stored: Stored) -> tuple[list[Tokens], Told]:
     """Returns the tokens of each split, and what is to be known of its documents."""
-    pieces = {Path(piece).stem: piece for piece in stored.counts}
+    pieces = {spill.task_of(piece): piece for piece in stored.counts}
     done = tasks.run(
         "tokenize",
-        {name: partial(tokenize_piece, label, stored, piece) for name, piece in pieces.items()},
+        {name: partial(tokenize_piece, label, stored.only(piece), piece) for name, piece in pieces.items()},
         rows=lambda left: sum(left["documents"]),
     )
     for spilled in ("extract", "stored"):
@@ -327,7 +324,7 @@ def _rows(label: NextToken, etl: EtlConfig, tasks: Tasks, tokens: Sequence[Token
         found |= {kind: sum(left[kind] for left in lefts) for kind in ("rows", "predicted", "cut")}
         found["padding"] = found["rows"] * (label.length + 1) - sum(left["tokens"] for left in lefts)
     _remove(tasks.work / "tokenize", "words", "documents")
-    return _shuffled(tasks, {f"{name}.arrow": left["batches"] for name, left in done.items()}, plan["bits"])
+    return _shuffled(tasks, spill.by_bucket(spill.index_of(done.values())), plan["bits"])
 
 
 def _blocks(tokens: Tokens, length: int, block_tokens: int) -> Iterator[tuple[str, tuple[Tokens, int, int]]]:
@@ -337,20 +334,20 @@ def _blocks(tokens: Tokens, length: int, block_tokens: int) -> Iterator[tuple[st
         yield f"{SPLITS[tokens.split]}-{i:06d}", (tokens, start, min(start + step, rows))
 
 
-def _shuffled(tasks: Tasks, packed: spill.Index, bits: int) -> Stored:
+def _shuffled(tasks: Tasks, packed: spill.Buckets, bits: int) -> Stored:
     """Returns packed rows in the order of their hash."""
     (tasks.work / "packed").mkdir(exist_ok=True)
     done = tasks.run(
         "shuffle",
-        {f"{i:03d}": partial(shuffle_bucket, tasks.work, packed, f"{i:03d}") for i in range(1 << bits)},
+        {f"{i:03d}": partial(shuffle_bucket, tasks.work, packed.get(i, {}), f"{i:03d}") for i in range(1 << bits)},
         rows=lambda left: sum(left["rows"]),
     )
     _remove(tasks.work / "pack", "arrow")
-    pieces, counts = ({f"{name}.arrow": left[kind] for name, left in done.items()} for kind in ("batches", "rows"))
-    return Stored(tasks.work, {}, pieces, counts, folder="packed")
+    counts = {left["file"]: left["rows"] for left in done.values()}
+    return Stored(tasks.work, {}, spill.index_of(done.values()), counts, folder="packed")
 
 
 def _remove(folder: Path, *suffixes: str) -> None:
     for path in folder.iterdir():
         if path.suffix.removeprefix(".") in suffixes:
-            path.unlink()
+            path.unlink(missing_ok=True)

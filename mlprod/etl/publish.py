@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial, singledispatch
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +29,7 @@ from mlprod.etl.label import check_labels
 from mlprod.etl.schema import raw_column
 from mlprod.etl.settle import LABEL
 from mlprod.etl.shards import to_disk
-from mlprod.etl.stored import Stored, sample
+from mlprod.etl.stored import SettledAll, Stored, sample
 from mlprod.etl.tasks import Tasks
 from mlprod.etl.write import FileWriter, Written, joined, stored_columns
 from mlprod.hashing import HASH_VERSION
@@ -142,6 +143,9 @@ def content_of(label: AnyLabel, etl: EtlConfig, tasks: Tasks, stored: Stored) ->
 content_of.register(NextToken, pack.packed)
 
 
+Pieces = Sequence[tuple[Stored, str, int, int]]  # see `Stored.within`
+
+
 def write_splits(
     etl: EtlConfig, spec: features.FeatureSpec, dataset: Path, folder: str, tasks: Tasks, stored: Stored
 ) -> dict[str, Written]:
@@ -151,7 +155,10 @@ def write_splits(
     named = {f"{SPLITS[code]}-{n:05d}": (code, n) for code, n in files}
     done = tasks.run(
         "write",
-        {name: partial(_write_file, etl, spec, dataset, folder, stored, code, n) for name, (code, n) in named.items()},
+        {
+            name: partial(_write_file, etl, spec, dataset, folder, stored.within(code, n * per_file, (n + 1) * per_file), code, n)
+            for name, (code, n) in named.items()
+        },
         rows=lambda left: sum(left["shard"]["groups"]),
     )
     return {
@@ -160,18 +167,17 @@ def write_splits(
 
 
 def _write_file(
-    etl: EtlConfig, spec: features.FeatureSpec, dataset: Path, folder: str, stored: Stored, code: int, number: int
+    etl: EtlConfig, spec: features.FeatureSpec, dataset: Path, folder: str, pieces: Pieces, code: int, number: int
 ) -> dict[str, Any]:
-    """Writes file `number` of a split."""
-    per_file = etl.group_rows * etl.file_groups
-    start, stop, at = number * per_file, (number + 1) * per_file, 0
-    writer = FileWriter(etl, spec, dataset, folder, SPLITS[code], number)
-    for piece, counts in stored.counts.items():
-        a, b = max(start - at, 0), min(stop - at, counts[code])
-        if a < b:
+    """Writes file `number` of a split, of the rows [a, b) of each piece."""
+    writer = FileWriter(etl, spec, dataset, folder, SPLITS[code], number, halves=pieces[0][0].work / "write")
+    try:
+        for stored, piece, a, b in pieces:
             writer.add(stored.rows(writer.needs, code, piece, a, b))
-        at += counts[code]
-    return writer.close()
+        return writer.close()
+    except BaseException:
+        writer.abandon()
+        raise
 
 
 def _fit(etl: EtlConfig, tasks: Tasks, stored: Stored) -> features.FeatureSpec:
@@ -185,7 +191,7 @@ def _fit(etl: EtlConfig, tasks: Tasks, stored: Stored) -> features.FeatureSpec:
     with tasks.lines.phase("fit") as phase:
 
         def over(split: int, columns: Sequence[str]) -> fit.Over:
-            return lambda act: tasks.map(act, stored.of_split(split, columns), phase)
+            return lambda act, most=None: tasks.map(act, islice(stored.of_split(split, columns), most), phase)
 
         target = features.Target(task=etl.label.task, column=etl.label.column)
         if target.task == "classes":
@@ -220,13 +226,13 @@ def _quantiles(column: pa.ChunkedArray) -> tuple[float, ...]:
     return tuple(values[(np.arange(QUANTILES + 1) * (len(values) - 1)) // QUANTILES].astype(float).tolist())
 
 
-def publish(build: Build, tasks: Tasks, extracted: Extracted, stored: Stored) -> Manifest:
+def publish(build: Build, tasks: Tasks, extracted: Extracted, settled: SettledAll) -> Manifest:
     """Fits, writes the splits, the fitted transform, the report and, last, the manifest that makes them a version.
 
     Raises:
         DataError: there are no training rows, a feature has no value in them, or they all have one label.
     """
-    cfg, counts, dataset, parent = build.cfg, extracted.counts, Path(build.cfg.dataset), build.parent
+    cfg, counts, dataset, parent, stored = build.cfg, extracted.counts, Path(build.cfg.dataset), build.parent, settled.stored
     if parent is None and not stored.num_rows(SPLITS.index("train")):
         raise DataError("the split left no training rows; lower config.etl.split.eval and .test, or split by a finer column")
     content = _appended(build, tasks, parent, stored) if parent else content_of(build.etl.label, build.etl, tasks, stored)
@@ -234,13 +240,13 @@ def publish(build: Build, tasks: Tasks, extracted: Extracted, stored: Stored) ->
     version = (manifest.versions(open_store(cfg.dataset)) or [0])[-1] + 1
     if not (tasks.work / "write").exists():
         shutil.rmtree(dataset / "files" / f"{version:06d}", ignore_errors=True)  # of another build that published nothing
-    written = write_splits(etl, content.spec, dataset, f"files/{version:06d}", tasks, content.rows)
+    written = write_splits(etl, content.spec, dataset.absolute(), f"files/{version:06d}", tasks, content.rows)
     spec = content.fitted(written)
     columns, text = stored_columns(etl, spec), features.dumps(spec)
     splits = {name: (*(parent.version.splits[name] if parent else ()), *split.shards) for name, split in written.items()}
     to_disk(dataset / "files" / f"{version:06d}")
     path = parent.version.features if parent else f"features/{version:06d}.json"
-    source = {**build.source, "indexes": _indexed(build, tasks.work, dataset, version)}
+    source = {**build.source, "indexes": _indexed(build, settled.index, dataset, version)}
     published = Manifest(
         format=manifest.FORMAT, version=version, parent=parent.version.version if parent else 0, build_key=build.key,
         dataset_id=manifest.content_id(columns, text, splits), config=compare.data_json(cfg.etl),
@@ -282,11 +288,10 @@ def _appended(build: Build, tasks: Tasks, parent: Parent, stored: Stored) -> Con
     return Appended(build.etl, parent.spec, stored, parent)
 
 
-def _indexed(build: Build, work: Path, dataset: Path, version: int) -> Mapping[str, str]:
+def _indexed(build: Build, parts: Sequence[Path], dataset: Path, version: int) -> Mapping[str, str]:
     """Writes the index of the rows where later ones are to be appended; returns {path: SHA-256} of it and those before."""
     if build.etl.grow != "append":
         return {}
-    parts = sorted((work / "index").glob("*.parquet"))
     return growth.lineage(build.parent, version, index.gather(parts, dataset / index.index_path(version)))
 
 

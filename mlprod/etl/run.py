@@ -10,17 +10,15 @@ Price: rows are written to disk twice before they are written as Parquet, thrice
 """
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlprod import compare, manifest
 from mlprod.config import Config, EtlConfig, JsonLinesSource
 from mlprod.console import PhaseLines
-from mlprod.cores import num_cores
 from mlprod.errors import DataError, WorkdirError
 from mlprod.etl import drift, exclude, gather, growth, infer, report, retention, rules, sources, tokenize
 from mlprod.etl.extract import Reading, extract, plan_reading, sized, source_columns
@@ -28,10 +26,11 @@ from mlprod.etl.identity import Identity
 from mlprod.etl.index import Index
 from mlprod.etl.label import label_column
 from mlprod.etl.lookups import lookup_identity
-from mlprod.etl.pool import pool_of, sendable
+from mlprod.etl.pool import check_reach, crew_of, sendable
 from mlprod.etl.publish import Build, publish
 from mlprod.etl.stored import settle_all
 from mlprod.etl.tasks import Tasks
+from mlprod.etl.whole import removed
 from mlprod.etl.work import check_folders, check_room, held, sweep, told_of_failures, work_folder
 from mlprod.hashing import HASH_VERSION
 from mlprod.manifest import SPLITS, Manifest
@@ -78,8 +77,10 @@ def build(cfg: Config) -> tuple[Manifest, bool]:
 
     Raises:
         DataError: the source, a row or a column is not what the config says.
+        MachineError: the cluster of `etl.executor` is not there, or a worker of it is not as it must be.
         WorkdirError: the dataset's folder cannot be written, is held by another build, or lies on a disk that is too small.
         BuildError: the disk filled up, or the source or a folder went away meanwhile.
+        ConnectionLost, ClusterLost: the database, or the cluster, went away meanwhile.
         Preempted: Ctrl-C.
     """
     open_store(cfg.dataset)  # refuses an address with a password before anything shows it
@@ -88,6 +89,8 @@ def build(cfg: Config) -> tuple[Manifest, bool]:
     began, dataset, etl = time.monotonic(), Path(cfg.dataset), cfg.etl
     tokenize.identity(etl.label)  # tells what is wrong with a tokenizer before anything is read
     names = [c.name for c in [*source_columns(etl), label_column(etl.label)]]
+    if not (dataset / "manifests").exists():  # else it may be built already
+        check_reach(etl)
     with PhaseLines(wanted=cfg.tracking.progress) as lines:
         with lines.phase("identify", sources.num_bytes(etl.source), "MB") as phase:
             identity = sources.identify(etl.source, names, phase.add)
@@ -100,11 +103,11 @@ def build(cfg: Config) -> tuple[Manifest, bool]:
             built = _built(etl, newest, base)
             parent = None if built else growth.parent_of(dataset, etl, newest, exclude.identity(etl))
             key = built.build_key if built else growth.key(base, parent)
-            work = work_folder(dataset, key)
+            work = work_folder(dataset.absolute(), key)
             with told_of_failures(dataset, work):
                 job = Job(cfg, base, key, parent, newest, identity, names, work, began)
                 published = built or _build(job, lines)
-                shutil.rmtree(work, ignore_errors=True)  # of a build that is published, maybe by an attempt that was killed here
+                removed(work)  # of a build that is published, maybe by an attempt that was killed here
                 retention.prune(dataset, etl.keep_versions)
     return published, published is not newest
 
@@ -126,18 +129,17 @@ class Job:
 
 def _build(job: Job, lines: PhaseLines) -> Manifest:
     """Does the tasks that are left, and publishes; where nothing is new, returns the version that there is."""
-    cfg, work, parent, names = job.cfg, job.work, job.parent, job.names
-    dataset, workers = Path(cfg.dataset), cfg.etl.workers or num_cores()
+    cfg, work, parent, names, dataset = job.cfg, job.work, job.parent, job.names, Path(job.cfg.dataset)
     unread = growth.unread(cfg.etl, job.identity, parent)
     if parent and unread.nothing:
         return parent.version
-    etl, identity = sized(cfg.etl.label, cfg.etl, job.identity)
     check_folders(dataset)
     sweep(dataset, work)
-    check_room(dataset, work, int(identity.expected_bytes * unread.share))
-    work.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with pool_of(cfg.etl.executor, workers) as pool:
-        tasks = Tasks(work, workers, lines, pool)
+    check_room(dataset, work, int(sized(cfg.etl.label, cfg.etl, job.identity)[1].expected_bytes * unread.share))
+    work.mkdir(exist_ok=True, mode=0o700)
+    with crew_of(cfg.etl, work) as crew:
+        etl, identity = sized(cfg.etl.label, replace(cfg.etl, workers=crew.together), job.identity)
+        tasks = Tasks(work, crew, lines)
         etl = infer.with_types(etl, parent.version.source["types"]) if parent else etl
         reading = plan_reading(etl, tasks, int(identity.expected_bytes * unread.share), unread)
         schema = _schema(etl, reading, job.newest, parent)
@@ -147,19 +149,19 @@ def _build(job: Job, lines: PhaseLines) -> Manifest:
         if parent and not extracted.counts.usable:
             return parent.version
         if not sources.unchanged(cfg.etl.source, names, job.identity):
-            shutil.rmtree(work)
+            removed(work)
             raise DataError("the source changed while it was read (its count or watermark differs); run `mlprod etl` again")
-        stored, left_out = settle_all(etl, tasks, reading, extracted.index, parent.index if parent else Index(()))
-        extracted = extracted.with_counts(left_out, sorted(work.glob("settle/*.bad")))
+        settled = settle_all(etl, tasks, reading, extracted.buckets, parent.index if parent else Index(()))
+        extracted = extracted.with_counts(settled.left_out, settled.bad_rows)
         rules.check_shares(etl, extracted.counts)
-        if parent and not any(stored.num_rows(code) for code in range(len(SPLITS))):
+        if parent and not any(settled.stored.num_rows(code) for code in range(len(SPLITS))):
             return parent.version
         source = {
             **identity.description, "types": parent.version.source["types"] if parent else types, "schema": schema,
             "base_key": job.base, "excluded_keys": exclude.identity(etl),
         }  # fmt: skip
         done = Build(cfg=cfg, etl=etl, key=job.key, source=source, began=job.began, parent=parent)
-        published = publish(done, tasks, extracted, stored)
+        published = publish(done, tasks, extracted, settled)
     if tasks.taken.total():
         print(f"mlprod: {tasks.taken.total()} task(s) had been done by an attempt before", file=sys.stderr)
     return published

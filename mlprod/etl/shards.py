@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from mlprod.etl.whole import half_of
 from mlprod.manifest import Shard, sha256_file
 
 ONE_PAGE = (1 << 31) - 1  # bytes and rows of a page: all of a row group
@@ -36,17 +37,24 @@ class Description(TypedDict):
 class ShardWriter:
     """Writes the row groups of one file, in order."""
 
-    def __init__(self, dataset: Path, name: str, schema: pa.Schema, trained: Collection[str]) -> None:
-        """`name`: of the file, below `dataset`; `trained`: the columns that training reads, of types of fixed width."""
+    def __init__(self, dataset: Path, name: str, schema: pa.Schema, trained: Collection[str], halves: Path | None = None) -> None:
+        """Begins a file, which is there when it is closed.
+
+        Args:
+            name: of the file, below `dataset`.
+            trained: the columns that training reads, of types of fixed width.
+            halves: folder of the dataset's disk where the file is until then: where that is removed, the file never comes to be.
+        """
         first = [field.with_nullable(False) for field in schema if field.name in trained]
         self._schema = pa.schema([*first, *(field for field in schema if field.name not in trained)])
         self._dataset, self._path, self._trained = dataset, dataset / name, first
         self._groups: list[int] = []
         self._sums: list[str] = []
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._half = half_of((halves or self._path.parent) / self._path.name)
         codecs = ["none"] * len(first) + ["lz4"] * (len(self._schema) - len(first))
         self._writer = pq.ParquetWriter(
-            self._path, self._schema, compression=dict(zip(self._schema.names, codecs, strict=True)), use_dictionary=False,
+            self._half, self._schema, compression=dict(zip(self._schema.names, codecs, strict=True)), use_dictionary=False,
             write_statistics=False, store_schema=True, data_page_size=ONE_PAGE, max_rows_per_page=ONE_PAGE,
         )  # fmt: skip
 
@@ -59,12 +67,18 @@ class ShardWriter:
     def close(self) -> Shard:
         """Ends the file, waits until it is on the disk, and returns what is to be known of it."""
         self._writer.close()
-        to_disk(self._path)
-        return Shard(
+        to_disk(self._half)
+        shard = Shard(
             path=str(self._path.relative_to(self._dataset)), groups=tuple(self._groups), sums=tuple(self._sums),
-            bytes=self._path.stat().st_size, sha256=sha256_file(self._path),
-            **described(self._path, self._groups, self._trained),
+            bytes=self._half.stat().st_size, sha256=sha256_file(self._half),
+            **described(self._half, self._groups, self._trained),
         )  # fmt: skip
+        os.replace(self._half, self._path)
+        return shard
+
+    def abandon(self) -> None:
+        """Removes what was written of a file that will not be closed."""
+        self._half.unlink(missing_ok=True)
 
 
 def described(path: Path, groups: Sequence[int], trained: Sequence[pa.Field]) -> Description:

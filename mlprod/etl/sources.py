@@ -17,7 +17,20 @@ from mlprod.config import Column, CsvSource, JsonLinesSource, ParquetSource, Sql
 from mlprod.etl import blocks, columnar, ranges, text_files
 from mlprod.etl.connection import reached_before
 from mlprod.etl.csv_files import UNPACKED, about_rows, csv_chunks, csv_place, csv_places, row_bytes
-from mlprod.etl.files import Copies, Told, copy_plain, files_of, is_plain, places, stamps, told_of_file, untold
+from mlprod.etl.files import (
+    Copies,
+    Told,
+    absolute,
+    by_absolute_names,
+    check_seen,
+    copy_plain,
+    files_of,
+    is_plain,
+    places,
+    stamps,
+    told_of_file,
+    untold,
+)
 from mlprod.etl.identity import Identity, of_files
 from mlprod.etl.schema import Loose
 from mlprod.etl.sql import sql_chunks, sql_column_names, sql_head, sql_identity, sql_stored_types
@@ -72,14 +85,16 @@ def check_header(source: Any, names: Sequence[str]) -> None:
 Run = Callable[[Mapping[str, Callable[[], Any]]], Any]  # of named tasks
 
 
-def unpacked(source: Any, folder: Path, run: Run, without: Collection[str] = ()) -> tuple[Any, Copies]:
+def unpacked(source: Any, folder: Path, run: Run, without: Collection[str] = (), *, away: bool = False) -> tuple[Any, Copies]:
     """Returns a source whose files are plain: the same where they are so already, else with copies that `run` makes in `folder`.
 
     Args:
         without: files that are not read.
+        away: whether processes in other working folders read it too: then by absolute names.
 
     Raises:
         DataError: a file is missing, damaged or not in its encoding.
+        Unreadable: a copy that was made is not seen.
     """
     if isinstance(source, SqlSource):
         return source, Copies("", {})
@@ -87,7 +102,10 @@ def unpacked(source: Any, folder: Path, run: Run, without: Collection[str] = ())
     copies = places(source.path, encoding, folder, without)
     if copies.names:
         folder.mkdir(parents=True, exist_ok=True)
-        run({Path(to).stem: partial(copy_plain, name, encoding, Path(to)) for to, name in copies.names.items()})
+        run({Path(to).stem: partial(copy_plain, absolute(name), encoding, Path(to)) for to, name in copies.names.items()})
+        check_seen(copies)
+    elif away:
+        copies = by_absolute_names(copies)
     return _as_copied(source, copies), copies
 
 

@@ -1,18 +1,24 @@
 """An external sort's first half: rows on disk, in files of Arrow batches that each belong to one bucket.
 
-Promise: a bucket's rows are found again over all files, whoever wrote them and in which order; a file is there when it is whole.
+Promise: a bucket's rows are found again over all files, whoever wrote them and in which order; a file is there when it is whole,
+and is never written again: its name is its own, and what says where its batches are names it.
 Price: every row is written and read once more, as uncompressed Arrow.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 
+from mlprod.etl.whole import HALF
+
 Batches = Sequence[Sequence[int]]  # of a file: (bucket, first byte, byte behind the last) of each
 Index = Mapping[str, Batches]  # by file
+Buckets = Mapping[int, Index]  # by bucket, each the batches of its own: what a task is given
 
 
 def num_bits(expected_bytes: int, memory_bytes: int) -> int:
@@ -40,7 +46,7 @@ class Spill:
             path: of the file, whose folder is there.
             held_bytes: of rows that are gathered before they are written: the larger, the fewer and larger are the batches.
         """
-        self._path, self._half, self._held_bytes = path, path.with_suffix(".half"), held_bytes
+        self._path, self._half, self._held_bytes = path, path.with_suffix(HALF), held_bytes
         self._held = list[tuple[pa.Table, np.ndarray]]()
         self._file: pa.NativeFile | None = None
         self._writer: pa.RecordBatchStreamWriter | None = None
@@ -81,13 +87,44 @@ class Spill:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Writes what is left, closes the file, and gives it its name unless something went wrong."""
-        if kind is None:
-            self._sort()
-        if self._writer is not None and self._file is not None:
-            self._writer.close()
-            self._file.close()
+        try:
             if kind is None:
-                os.replace(self._half, self._path)
+                self._sort()
+            if self._writer is not None and self._file is not None:
+                self._writer.close()
+                self._file.close()
+                if kind is None:
+                    os.replace(self._half, self._path)
+        finally:
+            self._half.unlink(missing_ok=True)
+
+    def told(self) -> dict[str, Any]:
+        """Returns what `index_of` needs of the file, as JSON data."""
+        return {"file": self._path.name, "batches": self.batches}
+
+
+def own_name(folder: Path, name: str) -> Path:
+    """Returns where a spill goes: two that are made of the same rows, by two processes, may lie in another order."""
+    return folder / f"{name}-{uuid4().hex}.arrow"
+
+
+def task_of(file: str) -> str:
+    """Returns the name by which `own_name` was made: of a piece, the number of its bucket."""
+    return Path(file).stem.rpartition("-")[0]
+
+
+def index_of(told: Iterable[Mapping[str, Any]]) -> dict[str, Batches]:
+    """Returns the index of all files that were told of."""
+    return {each["file"]: each["batches"] for each in told}
+
+
+def by_bucket(index: Index) -> dict[int, dict[str, list[Sequence[int]]]]:
+    """Returns an index cut by bucket: with many buckets a task that is sent its own is sent a small part."""
+    found: dict[int, dict[str, list[Sequence[int]]]] = {}
+    for name, batches in index.items():
+        for batch in batches:
+            found.setdefault(batch[0], {}).setdefault(name, []).append(batch)
+    return found
 
 
 def read_bucket(folder: Path, index: Index, bucket: int, columns: Sequence[str] = ()) -> pa.Table | None:

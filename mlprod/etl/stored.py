@@ -5,7 +5,7 @@ Price: without a key a piece only names rows of the spill, and reading one gathe
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from mlprod.config import Column, EtlConfig, UniqueKey
-from mlprod.etl import report, rules, settle, spill
+from mlprod.etl import bad_rows, report, rules, settle, spill
 from mlprod.etl.extract import Reading
-from mlprod.etl.index import Index, write_part
+from mlprod.etl.index import Index, part_of, write_part
 from mlprod.etl.label import spilled_as
 from mlprod.etl.settle import AT, LABEL, ORDER, ROW_ID, SPLIT
 from mlprod.etl.tasks import Tasks
@@ -28,7 +28,7 @@ class Stored:
     """The rows as they will be stored: pieces of ascending order hash, each with the rows of every split in that order."""
 
     work: Path
-    extracted: spill.Index  # of which pieces name rows; empty: they hold the rows themselves
+    extracted: spill.Buckets  # of which pieces name rows; empty: they hold the rows themselves
     pieces: spill.Index
     counts: Mapping[str, Sequence[int]]  # piece -> rows of each split
     folder: str = "stored"  # of `work`, in which the pieces are
@@ -40,15 +40,32 @@ class Stored:
         found = found.slice(start, stop - start if stop >= 0 else None)
         if not self.extracted:
             return found.select([*columns, ROW_ID])
-        bucket = spill.read_bucket(self.work / "extract", self.extracted, int(Path(piece).stem), columns)
+        number = int(spill.task_of(piece))
+        bucket = spill.read_bucket(self.work / "extract", self.extracted[number], number, columns)
         assert bucket is not None
         return bucket.take(found[AT]).append_column(ROW_ID, found[ROW_ID])
+
+    def only(self, piece: str) -> "Stored":
+        """Returns one piece: what a task is sent, for with many buckets the whole index is large."""
+        number = int(spill.task_of(piece))
+        bucket = {number: self.extracted[number]} if number in self.extracted else {}
+        return replace(self, extracted=bucket, pieces={piece: self.pieces[piece]}, counts={piece: self.counts[piece]})
 
     def of_split(self, split: int, columns: Sequence[str]) -> Iterator[Callable[[], pa.Table]]:
         """Yields what reads the rows of a split from each piece that has any."""
         for piece, counts in self.counts.items():
             if counts[split]:
-                yield partial(self.rows, columns, split, piece)
+                yield partial(self.only(piece).rows, columns, split, piece)
+
+    def within(self, split: int, start: int, stop: int) -> list[tuple["Stored", str, int, int]]:
+        """Returns (piece alone, its name, its first row, the row behind the last) of those with some rows [start, stop)."""
+        found, at = list[tuple[Stored, str, int, int]](), 0
+        for piece, counts in self.counts.items():
+            a, b = max(start - at, 0), min(stop - at, counts[split])
+            if a < b:
+                found.append((self.only(piece), piece, a, b))
+            at += counts[split]
+        return found
 
     def first(self, split: int, columns: Sequence[str], rows: int) -> Iterator[Callable[[], pa.Table]]:
         """Yields what reads the first rows of a split, at most `rows` of them, from each piece that has some."""
@@ -63,10 +80,18 @@ class Stored:
         return sum(counts[split] for counts in self.counts.values())
 
 
-def settle_all(
-    etl: EtlConfig, tasks: Tasks, reading: Reading, extracted: spill.Index, known: Index
-) -> tuple[Stored, report.Counts]:
-    """Settles each bucket of equal keys and sorts the rows into stored order; returns them and counts of what is left out.
+@dataclass(frozen=True)
+class SettledAll:
+    """What became of the rows."""
+
+    stored: Stored
+    left_out: report.Counts
+    bad_rows: Sequence[Path]  # files of those that are written down
+    index: Sequence[Path]  # its parts, whose buckets ascend; none where the config wants no index
+
+
+def settle_all(etl: EtlConfig, tasks: Tasks, reading: Reading, extracted: spill.Buckets, known: Index) -> SettledAll:
+    """Settles each bucket of equal keys, sorts the rows into stored order, and returns where they are.
 
     Args:
         known: the rows of the versions that these are appended to.
@@ -79,18 +104,21 @@ def settle_all(
     (work / "index").mkdir(exist_ok=True)
     act = order_bucket if aligned else settle_bucket
     settled = tasks.run(
-        "settle", {b: partial(act, etl, work, extracted, known, reading.bits, b) for b in buckets}, rows=_num_rows
+        "settle", {b: partial(act, etl, work, extracted.get(int(b), {}), known, reading.bits, b) for b in buckets}, rows=_num_rows
     )
     found = settled
     if not aligned:
-        index = {f"{b}.arrow": left["batches"] for b, left in settled.items()}
-        found = tasks.run("sort", {b: partial(sort_bucket, work, index, b) for b in buckets}, rows=_num_rows)
+        cut = spill.by_bucket(spill.index_of(settled.values()))
+        found = tasks.run("sort", {b: partial(sort_bucket, work, cut.get(int(b), {}), b) for b in buckets}, rows=_num_rows)
         for path in (*(work / "extract").glob("*.arrow"), *(work / "settle").glob("*.arrow")):
-            path.unlink()
-    pieces = {f"{b}.arrow": left["batches"] for b, left in found.items()}
-    counts = {f"{b}.arrow": left["rows"] for b, left in found.items()}
-    stored = Stored(work, extracted if aligned else {}, pieces, counts)
-    return stored, report.merged([_left_out(left) for left in settled.values()])
+            path.unlink(missing_ok=True)
+    counts = {left["file"]: left["rows"] for left in found.values()}
+    return SettledAll(
+        Stored(work, extracted if aligned else {}, spill.index_of(found.values()), counts),
+        report.merged([_left_out(left) for left in settled.values()]),
+        bad_rows.files_of(work / "settle", settled.values()),
+        [part_of(work, left["file"]) for left in settled.values() if etl.grow == "append" and sum(left["rows"])],
+    )
 
 
 def _left_out(left: Mapping[str, Any]) -> report.Counts:
@@ -115,18 +143,20 @@ def sample(stored: Stored, columns: Sequence[Column]) -> dict[str, pa.Table]:
     return tables
 
 
-NOTHING: dict[str, Any] = {"batches": [], "duplicates": 0, "rows": [0] * len(SPLITS)}
+def nothing(name: str) -> dict[str, Any]:
+    """Returns what is told of a bucket without rows, which has no file."""
+    return {"file": f"{name}-.arrow", "batches": [], "duplicates": 0, "rows": [0] * len(SPLITS)}
 
 
-def _settled(etl: EtlConfig, work: Path, rows: pa.Table, known: Index, bits: int, name: str) -> settle.Settled:
+def _settled(etl: EtlConfig, rows: pa.Table, known: settle.Known, part: Path) -> settle.Settled:
     """Settles a bucket, and writes its part of the index where the config wants one."""
     columns = (*(c.name for c in etl.columns if c.extracted), spilled_as(etl.label))
     unique = any(isinstance(rule, UniqueKey) for rule in etl.rules)
     rule = settle.Rule(etl.dedup, columns, etl.key, etl.keep, unique)
-    settled = settle.settle(rows, rule, known.known(int(name), bits) if known.files else settle.nothing_known())
-    if etl.grow == "append":
+    settled = settle.settle(rows, rule, known)
+    if etl.grow == "append" and len(settled.index):
         key, row = (hashes.take(settled.index) for hashes in (settle.key_hashes(rows), settle.hashes_of(rows, settle.ROW)))
-        write_part(work / "index" / f"{name}.parquet", key, row, rows[SPLIT].to_numpy()[settled.index])
+        write_part(part, key, row, rows[SPLIT].to_numpy()[settled.index])
     return settled
 
 
@@ -134,10 +164,11 @@ def order_bucket(etl: EtlConfig, work: Path, extracted: spill.Index, known: Inde
     """Settles a bucket of rows without a key, whose order is that of their hash: writes which rows stay, split by split."""
     rows = spill.read_bucket(work / "extract", extracted, int(name))
     if rows is None:
-        return NOTHING
-    settled = _settled(etl, work, rows, known, bits, name)
+        return nothing(name)
+    place = spill.own_name(work / "stored", name)
+    settled = _settled(etl, rows, known.known(int(name), bits), part_of(work, place.name))
     split = rows[SPLIT].to_numpy()[settled.index]
-    left = keep(work / "stored", name, pa.table({AT: settled.index.astype(np.int32), ROW_ID: settled.added[ROW_ID]}), split)
+    left = keep(place, pa.table({AT: settled.index.astype(np.int32), ROW_ID: settled.added[ROW_ID]}), split)
     return {"duplicates": settled.duplicates, "known": settled.known, **left}
 
 
@@ -145,13 +176,14 @@ def settle_bucket(etl: EtlConfig, work: Path, extracted: spill.Index, known: Ind
     """Settles a bucket of equal keys, and cuts it by order hash."""
     rows = spill.read_bucket(work / "extract", extracted, int(name))
     if rows is None:
-        return NOTHING
-    settled = _settled(etl, work, rows, known, bits, name)
-    with spill.Spill(work / "settle" / f"{name}.arrow") as out:
+        return nothing(name)
+    place = spill.own_name(work / "settle", name)
+    settled = _settled(etl, rows, known.known(int(name), bits), part_of(work, place.name))
+    with spill.Spill(place) as out:
         out.add(settled.rows(rows), spill.bucket_of(settled.added[ORDER[0]], bits))
     doubled = rows.take(pa.array(settled.doubled))
-    told = rules.doubled(etl, doubled, work / "settle" / f"{name}.bad") if doubled.num_rows else {}
-    left = {"duplicates": settled.duplicates, "known": settled.known, "batches": out.batches, "rows": [len(settled.index)]}
+    told = rules.doubled(etl, doubled, bad_rows.beside(place)) if doubled.num_rows else {}
+    left = {"duplicates": settled.duplicates, "known": settled.known, "rows": [len(settled.index)], **out.told()}
     return left | {"doubled": doubled.num_rows, "counts": told}
 
 
@@ -159,13 +191,13 @@ def sort_bucket(work: Path, settled: spill.Index, name: str) -> dict[str, Any]:
     """Sorts a bucket of order hashes."""
     rows = spill.read_bucket(work / "settle", settled, int(name))
     if rows is None:
-        return NOTHING
+        return nothing(name)
     rows = settle.in_stored_order(rows)
-    return keep(work / "stored", name, rows, rows[SPLIT].to_numpy())
+    return keep(spill.own_name(work / "stored", name), rows, rows[SPLIT].to_numpy())
 
 
-def keep(folder: Path, name: str, rows: pa.Table, split: np.ndarray) -> dict[str, Any]:
+def keep(place: Path, rows: pa.Table, split: np.ndarray) -> dict[str, Any]:
     """Writes rows in stored order, or where they are, split by split."""
-    with spill.Spill(folder / f"{name}.arrow") as out:
+    with spill.Spill(place) as out:
         out.add(rows, split.astype(np.uint16))
-    return {"batches": out.batches, "rows": np.bincount(split, minlength=len(SPLITS)).tolist()}
+    return {"rows": np.bincount(split, minlength=len(SPLITS)).tolist(), **out.told()}

@@ -11,15 +11,17 @@ import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mlprod.errors import BuildError, Preempted, WorkdirError
 from mlprod.etl.files import Unreadable
+from mlprod.etl.pool import TaskKills
+from mlprod.etl.whole import removed
 from mlprod.locks import holder_of
 from mlprod.store import FULL
 
-FOLDERS = ("files", "features", "vocab", "reports", "quarantine", "manifests")
+FOLDERS = ("files", "features", "vocab", "reports", "quarantine", "index", "manifests")
 LEAST_SHARE = 64  # a build takes about as much disk as its rows take memory: half of it to one and a half
 LEAST_BYTES = 4096  # of the manifest alone
 GOES_ON = "then the same command goes on with the tasks that are left"
@@ -80,8 +82,8 @@ def check_folders(dataset: Path) -> None:
 def sweep(dataset: Path, work: Path) -> None:
     """Removes what other builds left that were killed, and whose source or config then changed; and files that were half made."""
     for other in (dataset / "work").iterdir():
-        if other.is_dir() and other != work:
-            shutil.rmtree(other)
+        if other.is_dir() and other.name != work.name:
+            removed(other)
     for name in FOLDERS:
         for half in (dataset / name).glob(".*.tmp"):
             half.unlink()
@@ -93,7 +95,7 @@ def check_room(dataset: Path, work: Path, expected_bytes: int) -> None:
     Needed is a 64th of that, less what an attempt before has in `work`: rows without a label take no disk (one in thirty may
     have one), and how many rows a text file has is guessed from its first lines.
     """
-    there = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
+    there = sum(map(_size, work.rglob("*")))
     needed = max(expected_bytes // LEAST_SHARE - there, LEAST_BYTES)
     free = shutil.disk_usage(dataset).free
     if free < needed:
@@ -101,6 +103,13 @@ def check_room(dataset: Path, work: Path, expected_bytes: int) -> None:
             f"config.dataset={str(dataset)!r}: its disk has {free:,} bytes free, a build of these rows needs {needed:,} at "
             f"the very least; make space, or give a folder on another disk"
         )
+
+
+def _size(path: Path) -> int:
+    """Returns the bytes of a file; 0 of a folder, and of what is gone."""
+    with suppress(OSError):
+        return path.stat().st_size if path.is_file() else 0
+    return 0
 
 
 @contextmanager
@@ -116,16 +125,16 @@ def told_of_failures(dataset: Path, work: Path) -> Iterator[None]:
     except Unreadable as error:
         raise BuildError(f"{error}; {GOES_ON}") from error
     except BrokenExecutor as error:
+        who = str(error) if isinstance(error, TaskKills) else "one of its processes was killed"
         raise BuildError(
-            f"building {dataset} failed: one of its processes was killed (out of memory?); lower config.etl.workers or "
-            f".memory_bytes, {GOES_ON}"
+            f"building {dataset} failed: {who} (out of memory?); lower config.etl.workers or .memory_bytes, {GOES_ON}"
         ) from error
     except OSError as error:
         if not error.errno:  # said by a library of what it read: a bug
             raise
         cause = f"{error.filename or dataset}: {os.strerror(error.errno)}"  # pyarrow's words repeat themselves
         if isinstance(error, FileNotFoundError | NotADirectoryError):
-            shutil.rmtree(work, ignore_errors=True)
+            removed(work)
             raise BuildError(f"{cause}; was a folder of {dataset} removed? The same command begins anew") from error
         way = "make space" if error.errno in FULL else "let this user read and write there, or mend the disk"
         raise BuildError(f"building {dataset} failed: {cause}; {way}, {GOES_ON}") from error

@@ -216,12 +216,15 @@ def joined(files: Sequence[Mapping[str, Any]], spec: FeatureSpec) -> Written:
 class FileWriter:
     """Writes one file of a split: takes settled rows in stored order and cuts row groups."""
 
-    def __init__(self, etl: EtlConfig, spec: FeatureSpec, dataset: Path, folder: str, split: str, number: int) -> None:
-        """`folder`: of the files, below `dataset`; `number`: of the file in its split."""
+    def __init__(
+        self, etl: EtlConfig, spec: FeatureSpec, dataset: Path, folder: str, split: str, number: int, halves: Path
+    ) -> None:
+        """`folder`: of the files, below `dataset`; `number`: of the file in its split; `halves`: see `ShardWriter`."""
         self._etl, self._spec = etl, spec
         self._columns = stored_columns(etl, spec)
         self._schema = self._arrow_schema()
-        self._file = ShardWriter(dataset, f"{folder}/{split}-{number:05d}.parquet", self._schema, trained_columns(self._columns))
+        name = f"{folder}/{split}-{number:05d}.parquet"
+        self._file = ShardWriter(dataset, name, self._schema, trained_columns(self._columns), halves)
         stored = {c.name for c in self._columns} - {"label", "row_id"}
         sequences = [f.name for f in spec.sequences]
         self.needs = [*(c.name for c in etl.columns if c.name in stored), *sequences, LABEL]  # of rows it takes, besides row ids
@@ -265,6 +268,10 @@ class FileWriter:
             "shard": asdict(self._file.close()),
             "scales": {name: asdict(scale) for name, scale in self.scales.items()},
         }  # fmt: skip
+
+    def abandon(self) -> None:
+        """Removes what was written."""
+        self._file.abandon()
 
     def _write_groups(self, rows: pa.Table, size: int) -> None:
         """Writes row groups of `size` rows each."""

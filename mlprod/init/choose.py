@@ -219,7 +219,7 @@ def _leaks(sample: Sample, label: AnyLabel, columns: Sequence[Column]) -> dict[s
 
 
 def _over(table: pa.Table) -> Over:
-    return lambda act: map(act, [table])
+    return lambda act, most=None: map(act, [table][:most])
 
 
 def target_of(label: AnyLabel, train: pa.ChunkedArray, held_out: pa.ChunkedArray) -> Target:

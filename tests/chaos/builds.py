@@ -29,7 +29,7 @@ class Kill:
 
 def tasks_done(dataset: Path) -> dict[str, int]:
     """Returns {task: when it was written down, in ns} of the tasks of a build that are done."""
-    return {f"{path.parent.name}/{path.stem}": path.stat().st_mtime_ns for path in dataset.glob("work/*/*/*.json")}
+    return {f"{path.parent.name}/{path.stem}": path.stat().st_mtime_ns for path in dataset.glob("work/*/*/*/*.json")}
 
 
 def phase_of(dataset: Path) -> str:
@@ -38,7 +38,7 @@ def phase_of(dataset: Path) -> str:
         return "published"
     if (dataset / "features").exists():
         return "publish"
-    begun = [stage for stage in STAGES if any(dataset.glob(f"work/*/{stage}"))]
+    begun = [stage for stage in STAGES if any(dataset.glob(f"work/*/*/{stage}"))]
     done = Counter(task.partition("/")[0] for task in tasks_done(dataset))
     return "fit" if begun[-1:] == ["sort"] and done["sort"] == done["settle"] else (begun or ["begin"])[-1]
 

@@ -71,7 +71,7 @@ def fails(cfg: Config, name: str, harm: Callable[[], Any], *fragments: str) -> s
 
 def done(dataset: Path) -> dict[str, int]:
     """Returns {task: when it was written down} of the tasks that are done."""
-    return {str(path): path.stat().st_mtime_ns for path in dataset.glob("work/*/*/*.json")}
+    return {str(path): path.stat().st_mtime_ns for path in dataset.glob("work/*/*/*/*.json")}
 
 
 def goes_on(cfg: Config, published: Manifest, capsys: pytest.CaptureFixture[str]) -> int:

@@ -9,13 +9,14 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlprod import recipe
 from mlprod.config import JsonLinesSource
 from mlprod.errors import BuildError, ConfigError, DataError
-from mlprod.etl import run
+from mlprod.etl import pool as pools
 from mlprod.etl.pool import pool_of, sendable
 from mlprod.etl.run import build
 from mlprod.validation import validate
@@ -82,6 +83,15 @@ def test_a_hook_that_no_process_finds_is_refused(tmp_path):
     assert sendable(threads.etl).transform is cfg.etl.transform
 
 
+def test_a_hook_without_a_file_is_refused(tmp_path):
+    """As one that was typed in."""
+    names: dict[str, Any] = {}
+    exec("def typed(chunk): return chunk", names)
+    cfg = small_config(tmp_path, numbered(40), transform=names["typed"], executor="processes")
+    with pytest.raises(ConfigError, match=r"etl\.transform=typed is of <string>, which is no file; .*executor='threads'"):
+        sendable(cfg.etl)
+
+
 def test_a_bad_row_is_told_by_a_process_as_by_a_thread(tmp_path):
     told = []
     for executor in ("threads", "processes"):
@@ -103,7 +113,7 @@ def test_a_killed_process_ends_the_build_and_the_same_command_goes_on(tmp_path, 
         os.kill(pool.submit(os.getpid).result(), signal.SIGKILL)
         return pool
 
-    monkeypatch.setattr(run, "pool_of", shot)
+    monkeypatch.setattr(pools, "pool_of", shot)
     with pytest.raises(BuildError, match=r"one of its processes was killed .*the same command goes on"):
         build(cfg)
     monkeypatch.undo()
