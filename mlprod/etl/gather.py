@@ -178,8 +178,6 @@ def spill_part(
 def _(
     found: Gathered, etl: EtlConfig, step: Histories | AsOf, folder: Path, number: int, parts: Sequence[Bucket]
 ) -> dict[str, Any]:
-    found: Gathered, etl: EtlConfig, step: Histories | AsOf, folder: Path, number: int, parts: Sequence[Bucket]
-) -> dict[str, Any]:
     rows = 0
     with spill.Spill(spill.own_name(folder, f"{number:06d}"), found.held_bytes) as out:
         for table in found.tables(etl, parts):

@@ -22,6 +22,7 @@ from mlprod.etl import spill
 from mlprod.etl.run import build
 from mlprod.validation import validate
 from tests.conftest import ROOT
+from tests.etl import test_point_in_time as point_in_time
 from tests.etl.dask_processes import Processes, processes
 from tests.etl.test_pool import files_of
 from tests.etl.test_text import DOCUMENTS, text_config
@@ -141,6 +142,17 @@ def test_a_cluster_makes_the_bytes_that_threads_make(two, tmp_path, monkeypatch)
     quarantined = next(body for name, body in found["threads"].items() if name.startswith("quarantine")).decode()
     assert '"here/rows.csv line 402"' in quarantined
     assert len(quarantined.splitlines()) == 2
+
+
+def test_what_other_rows_tell_is_the_same_on_a_cluster(two, tmp_path, monkeypatch):
+    """Histories and another source as of a row's time, each step a stage of its own, in eight buckets."""
+    monkeypatch.setattr(spill, "num_bits", lambda *_: 3)
+    cfg = point_in_time.config(tmp_path, point_in_time.distinct_times(point_in_time.events()), chunk_rows=50)
+    found = {}
+    for executor in ("threads", two.executor):
+        etl = dataclasses.replace(cfg.etl, executor=executor)
+        found[executor] = made(dataclasses.replace(cfg, dataset=str(tmp_path / executor[:4]), etl=etl))
+    assert found["threads"] == found[two.executor]
 
 
 def test_texts_are_packed_on_a_cluster(two, tmp_path, monkeypatch):
