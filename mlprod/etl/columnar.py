@@ -261,17 +261,8 @@ def _object(line: bytes) -> dict[str, Any] | str:
 def _as_columns(part: Lines, names: Sequence[str], rows: Sequence[tuple[int, dict[str, Any] | str]]) -> Loose:
     broken = {i: row for i, (_, row) in enumerate(rows) if isinstance(row, str)}
     objects = [row if isinstance(row, dict) else {} for _, row in rows]
-    for i, row in enumerate(objects):
-        nested = [name for name in names if _is_nested(row.get(name))]
-        if nested:
-            broken.setdefault(i, f"has a nested value in {nested[0]!r}")
     columns = {name: [None if i in broken else row.get(name) for i, row in enumerate(objects)] for name in names}
     return Loose(columns, len(rows), partial(_line_of_part, part, [number for number, _ in rows]), broken)
-
-
-def _is_nested(value: Any) -> bool:
-    """Whether a value is more than a list."""
-    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict | list) for item in value))
 
 
 def _line_of_part(part: Lines, numbers: Sequence[int], i: int) -> str:
