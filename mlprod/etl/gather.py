@@ -8,8 +8,8 @@ Price: all rows are written and read once more for each step, and those of a buc
 must fit there.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial, singledispatch
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from mlprod.etl.point_in_time import key_hashes, with_as_of, with_histories
 from mlprod.etl.schema import ARROW, Loose, cast_strictly
 from mlprod.etl.tasks import Tasks
 
+Places = Sequence[tuple[int, Callable[[int], str]]]  # of a part's chunks: how many rows, and where each stands
+WORD_BYTES = 8  # of a value in a history, about
 PART, NUMBER = "_part", "_number"  # where a row was read: in which task, and how many rows of it before
 
 
@@ -40,6 +42,7 @@ class Gathered:
     buckets: Sequence["Bucket"]
     before: report.Counts  # of rows that were left out when they were read
     bad_files: Sequence[Path]
+    places: dict[int, Places] = field(default_factory=dict)  # of the parts that were looked at for where a row stood
 
     @property
     def bits(self) -> int:
@@ -81,12 +84,14 @@ class Gathered:
             yield with_step(self.step, etl, table, self.other.rows(bucket) if self.other else None)[0]
 
     def _where(self, etl: EtlConfig, places: pa.Table, i: int) -> str:
-        """Returns where row i stood, by reading on to it."""
+        """Returns where row i stood: of the first of a part, by reading the part again."""
         part, number = places[PART][i].as_py(), places[NUMBER][i].as_py()
-        for found in self.reading.rows(etl, self.reading.parts()[part]):
-            if number < found.num_rows:
-                return found.where(number)
-            number -= found.num_rows
+        if part not in self.places:
+            self.places[part] = [(found.num_rows, found.where) for found in self.reading.rows(etl, self.reading.parts()[part])]
+        for num_rows, where in self.places[part]:
+            if number < num_rows:
+                return where(number)
+            number -= num_rows
         raise AssertionError(f"part {part} ends before the row")
 
 
@@ -137,6 +142,13 @@ def identities(etl: EtlConfig) -> list[Identity]:
     """Returns what identifies the other sources."""
     steps = [step for step in etl.gathered if isinstance(step, AsOf)]
     return [sources.identify(step.source, list(_theirs(step).values())) for step in steps]
+
+
+def sized(etl: EtlConfig, identity: Identity, others: Sequence[Identity]) -> Identity:
+    """Returns the identity of the source with what the rows take with all that is gathered, and those of the other sources."""
+    words = sum(step.max_len * len(step.columns) for step in etl.gathered if isinstance(step, Histories))
+    more = identity.rows * words * WORD_BYTES + sum(other.expected_bytes for other in others)
+    return replace(identity, expected_bytes=identity.expected_bytes + more)
 
 
 def gather(etl: EtlConfig, tasks: Tasks, reading: Reading) -> Reading | Gathered:

@@ -39,9 +39,9 @@ from mlprod.store import is_remote, open_store
 ETL_VERSION = 2  # of this program: another version builds anew
 
 
-def build_key(etl: EtlConfig, identity: Identity) -> str:
+def build_key(etl: EtlConfig, identity: Identity, others: Sequence[Identity]) -> str:
     """Returns 32 hex digits over all that decides a build: program, config, and what the sources hold now."""
-    lookups, others = [lookup_identity(lookup) for lookup in etl.lookups], gather.identities(etl)
+    lookups = [lookup_identity(lookup) for lookup in etl.lookups]
     parts = {
         "versions": [ETL_VERSION, manifest.FORMAT, HASH_VERSION],
         "config": compare.data_json(etl),
@@ -94,7 +94,8 @@ def build(cfg: Config) -> tuple[Manifest, bool]:
     with PhaseLines(wanted=cfg.tracking.progress) as lines:
         with lines.phase("identify", sources.num_bytes(etl.source), "MB") as phase:
             identity = sources.identify(etl.source, names, phase.add)
-        base, newest = build_key(etl, identity), _newest(cfg)
+        others = gather.identities(etl)
+        base, newest, identity = build_key(etl, identity, others), _newest(cfg), gather.sized(etl, identity, others)
         built = _built(etl, newest, base)
         if built is not None and not work_folder(dataset, built.build_key).exists():
             return built, False
