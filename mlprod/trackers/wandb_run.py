@@ -51,6 +51,7 @@ class Wandb:
         except wandb.Error as error:
             told = " ".join(str(error).split())
             print(f"mlprod: W&B cannot be reached ({told}); logging offline", file=sys.stderr, flush=True)
+            wandb.teardown()  # its process still holds the run's id
             self._run = wandb.init(mode="offline", **given)
         self.after = max(self._run.step - 1, 0)
         self._reached = self.after
