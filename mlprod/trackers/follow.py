@@ -20,7 +20,7 @@ EVERY_S = 0.5
 
 
 class Service(Tracker, Protocol):
-    """A tracker that is fed from the log; it may take its time."""
+    """A tracker that is fed from the log, with steps, evaluations and saved steps; it may take its time."""
 
     after: int  # it has the records up to this step from earlier attempts, and gets those behind it; 0: it gets all
 
@@ -102,8 +102,9 @@ def past(file: BinaryIO, size: int, step: int) -> Iterator[Record]:
         before = body["step"] - (body["kind"] == "train")
         while steps and steps[-1] > before:
             places.pop(), steps.pop()
-        places.append(at)
-        steps.append(body["step"])
+        if body["kind"] != "start":
+            places.append(at)
+            steps.append(body["step"])
         at += len(line)
     for place, there in zip(places, steps, strict=True):
         if there <= step:
@@ -119,7 +120,9 @@ def _whole_lines(file: BinaryIO) -> Iterator[Record]:
         if not line.endswith(b"\n"):
             file.seek(at)
             return
-        yield _record(json.loads(line))
+        body = json.loads(line)
+        if body["kind"] != "start":
+            yield _record(body)
 
 
 def _record(body: dict[str, Any]) -> Record:

@@ -46,8 +46,9 @@ def open_trackers(
     if jax.process_index():
         return Trackers([])
     about = TrackedRun(workdir=workdir, name=name, run_id=run_id, attempt=attempt, step=step, config=redacted(config))
+    services = list(_services(cfg, about))
     local = LocalLog(workdir, run_id, attempt)
-    followers = [Follower(who, opened, workdir / "log.jsonl", step, good) for who, opened in _services(cfg, about)]
+    followers = [Follower(who, opened, workdir / "log.jsonl", step, good) for who, opened in services]
     deadline = time.monotonic() + cfg.start_s
     for follower in followers:
         if not follower.wait_open(max(deadline - time.monotonic(), 0.0)):

@@ -46,8 +46,10 @@ class Wandb:
         about: dict[str, Any] = {"project": cfg.project, "id": run.run_id, "name": run.name, "config": dict(run.config)}
         given = {**about, "dir": str(run.workdir), "settings": wandb.Settings(**_settings(cfg))}
         try:
+            # Offline it begins anew: `wandb sync` would put what is resumed behind what the service has, under other steps.
+            resume = {"resume": "allow"} if mode == "online" else {}
             # `mode` is one of the four that W&B declares as literals: the config checks it.
-            self._run = wandb.init(mode=mode, resume="allow", **given)  # type: ignore[arg-type]
+            self._run = wandb.init(mode=mode, **resume, **given)  # type: ignore[arg-type]
         except wandb.Error as error:
             told = " ".join(str(error).split())
             print(f"mlprod: W&B cannot be reached ({told}); logging offline", file=sys.stderr, flush=True)
@@ -55,9 +57,9 @@ class Wandb:
             self._run = wandb.init(mode="offline", **given)
         self.after = max(self._run.step - 1, 0)
         self._reached = self.after
-        self._folder = Path(self._run.dir).parent
-        for older in (run.workdir / "wandb").glob(f"offline-run-*-{run.run_id}"):
-            if older.name != self._folder.name:
+        folder = Path(self._run.dir).parent
+        for older in (run.workdir / "wandb").glob(f"offline-run-*-{run.run_id}*"):
+            if older.name != folder.name:
                 shutil.rmtree(older, ignore_errors=True)
 
     def log(self, record: Record) -> None:
@@ -83,7 +85,7 @@ class Wandb:
         try:
             self._run.finish()
         except TimeoutError as error:
-            raise TimeoutError(f"not everything was taken in time; `wandb sync {self._folder}` sends it") from error
+            raise TimeoutError("not everything was taken in time; the same command, started again, sends what is missing") from error
 
 
 def _settings(cfg: TrackingConfig) -> dict[str, Any]:
@@ -95,7 +97,7 @@ def _settings(cfg: TrackingConfig) -> dict[str, Any]:
     quiet = {"console": "off", "silent": True, **limits}
     if cfg.machine:
         return {**quiet, "save_code": True}
-    nobody = {"host": "-", "username": "-", "email": "-"}
+    nobody = {"host": "-", "username": "-", "email": "-", "program": "-"}
     blind = {
         "x_disable_meta": True, "x_disable_stats": True, "x_disable_machine_info": True, "x_save_requirements": False,
         "disable_git": True, "disable_code": True, "save_code": False,
