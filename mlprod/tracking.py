@@ -131,4 +131,3 @@ class Trackers:
             except Exception as error:  # a tracker may be anyone's code
                 print(f"mlprod: {type(tracker).__name__} is switched off: {type(error).__name__}: {error}", file=sys.stderr)
                 self._others.remove(tracker)
-

@@ -7,7 +7,6 @@ import gzip
 import json
 import re
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -148,11 +147,3 @@ def running(mode: str = "well") -> Iterator[Server]:
         server.shutdown()
         server.server_close()
         thread.join()
-
-
-def wait_for(server: Server, run: str, rows: int, limit_s: float = 30.0) -> None:
-    """Waits until a run has sent so many rows."""
-    deadline = time.monotonic() + limit_s
-    while len(server.history.get(run, [])) < rows and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert len(server.history.get(run, [])) >= rows

@@ -52,8 +52,8 @@ def open_trackers(
     deadline = time.monotonic() + cfg.start_s
     for follower in followers:
         if not follower.wait_open(max(deadline - time.monotonic(), 0.0)):
-            told = f"not ready after {cfg.start_s:g} s (config.tracking.start_s); the run begins without it, it gets every line later"
-            print(f"mlprod: {follower.name} is {told}", file=sys.stderr, flush=True)
+            told = f"is not ready after {cfg.start_s:g} s (config.tracking.start_s): the run begins, and it gets every line later"
+            print(f"mlprod: {follower.name} {told}", file=sys.stderr, flush=True)
     return Trackers([local, *others], functools.partial(_end, followers, cfg.finish_s))
 
 

@@ -55,7 +55,7 @@ class Wandb:
             print(f"mlprod: W&B cannot be reached ({told}); logging offline", file=sys.stderr, flush=True)
             wandb.teardown()  # its process still holds the run's id
             self._run = wandb.init(mode="offline", **given)
-        self.after = max(self._run.step - 1, 0)
+        self.after = max(self._run.starting_step - 1, 0)
         self._reached = self.after
         folder = Path(self._run.dir).parent
         for older in (run.workdir / "wandb").glob(f"offline-run-*-{run.run_id}*"):
@@ -85,7 +85,9 @@ class Wandb:
         try:
             self._run.finish()
         except TimeoutError as error:
-            raise TimeoutError("not everything was taken in time; the same command, started again, sends what is missing") from error
+            raise TimeoutError(
+                "not everything was taken in time; the same command, started again, sends what is missing"
+            ) from error
 
 
 def _settings(cfg: TrackingConfig) -> dict[str, Any]:

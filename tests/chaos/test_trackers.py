@@ -81,7 +81,9 @@ def test_a_server_that_misbehaves_is_no_matter(mode: str, make_config: MakeConfi
         took = took_of(run)
         print(row(mode, took, process.exitcode, len(lines)))
         assert process.exitcode == 0, run.output()
-        assert ("cannot be reached" if server is None or server.mode == mode else "not everything was taken in time") in run.output()
+        assert (
+            "cannot be reached" if server is None or server.mode == mode else "not everything was taken in time"
+        ) in run.output()
         assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, STEPS + 1))
         assert took["start"][0] < BOUND_S + SPARE_S
         assert took["finish"][0] < BOUND_S + SPARE_S
