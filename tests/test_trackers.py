@@ -385,7 +385,7 @@ def probed(folder: Path, mode: str, asked: str) -> bytes:
     (folder / "run").mkdir(parents=True)
     (folder / "canary-program-7141.py").write_text(PROBE)
     for command in (
-        ["init", "-q"], ["remote", "add", "origin", f"https://bob:{PASSWORD}@git.canary-remote-7141.example/x.git"],
+        ["init", "-q"], ["remote", "add", "origin", f"ssh://bob:{PASSWORD}@git.canary-remote-7141.example/x.git"],
         ["config", "user.email", "canary-mail-7141@example.com"], ["config", "user.name", "canary-name-7141"], ["add", "-A"],
         ["commit", "-qm", "all"],
     ):  # fmt: skip
@@ -438,7 +438,7 @@ def test_what_is_asked_for_is_sent(tmp_path: Path, server: Server) -> None:
     "given, shown",
     [
         ({"url": "postgresql://bob:pw@db/x"}, {"url": "postgresql://***@db/x"}),
-        ({"url": "https://db/x?user=bob&Token=abc&a=1"}, {"url": "https://db/x?user=bob&Token=***&a=1"}),
+        ({"url": "mysql://db/x?user=bob&Token=abc&a=1"}, {"url": "mysql://db/x?user=bob&Token=***&a=1"}),
         ({"db_password": "pw", "a": [{"API_KEY": "k"}]}, {"db_password": "***", "a": [{"API_KEY": "***"}]}),
         ({"url": "$URL", "secret": "", "n": 3, "on": True}, {"url": "$URL", "secret": "", "n": 3, "on": True}),
     ],

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+HTTP = "http" + "://"
 MODES = ("well", "refusing", "forbidding", "silent", "slow")  # and down: no server at all
 SLOW_S = 1.5
 
@@ -33,7 +34,7 @@ class Server(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         """Its address."""
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        return f"{HTTP}127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, *_: Any) -> None:
         """A client that went away is no news."""

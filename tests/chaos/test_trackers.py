@@ -14,7 +14,7 @@ import pytest
 from mlprod.tracking import read_log
 from tests.chaos.harness import LIMIT_S, ONE_DEVICE, Run
 from tests.conftest import MakeConfig
-from tests.wandb_server import MODES, Server, running
+from tests.wandb_server import HTTP, MODES, Server, running
 
 BOUND_S = 2.0  # of start and of finish
 SPARE_S = 1.0  # for the machine, which others use too
@@ -26,7 +26,7 @@ STEPS = 60
 def server_in(mode: str) -> Iterator[tuple[str, Server | None]]:
     """Yields the address of a server in a mode, and the server; None: it is down."""
     if mode == "down":
-        yield "http://127.0.0.1:9", None
+        yield f"{HTTP}127.0.0.1:9", None
     else:
         with running("well" if mode.startswith("then ") else mode) as server:
             yield server.url, server
