@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from mlprod.config import TrackingConfig
-from mlprod.errors import ConfigError
+from mlprod.errors import ConfigError, Preempted
+from mlprod.trackers import open as open_module
 from mlprod.trackers.follow import Follower
 from mlprod.trackers.open import open_trackers
 from mlprod.trackers.run import TrackedRun, redacted
@@ -142,7 +143,7 @@ def test_a_line_that_is_being_written_is_left_until_it_is_whole(tmp_path: Path) 
 
 
 def test_a_tracker_that_hangs_keeps_nobody_waiting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Another gets everything; the log has everything; the end is bounded and told, a hurried one sooner."""
+    """Another gets everything; the log has everything; the end is bounded and told."""
     stuck, well = Mine(stuck=threading.Event()), Mine()
     trackers = opened(tmp_path, others=(stuck, well), finish_s=0.3)
     began = time.monotonic()
@@ -153,6 +154,18 @@ def test_a_tracker_that_hangs_keeps_nobody_waiting(tmp_path: Path, capsys: pytes
     assert "Mine did not take everything within 0.3 s; log.jsonl has it" in capsys.readouterr().err
     assert well.steps("train") == list(range(1, 501))
     assert sum(line["kind"] == "train" for line in read_log(tmp_path)) == 500
+    assert stuck.stuck is not None
+    stuck.stuck.set()
+
+
+def test_a_run_that_stops_or_fails_waits_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time is short, and the error is its own."""
+    monkeypatch.setattr(open_module, "HURRY_S", 0.3)
+    stuck, began = Mine(stuck=threading.Event()), time.monotonic()
+    with pytest.raises(Preempted, match="asked to"), opened(tmp_path, others=(stuck,), finish_s=30.0) as trackers:
+        take(trackers, 1, 5)
+        raise Preempted("asked to")
+    assert time.monotonic() - began < 2.0
     assert stuck.stuck is not None
     stuck.stuck.set()
 

@@ -77,6 +77,7 @@ def test_a_server_that_misbehaves_is_no_matter(mode: str, make_config: MakeConfi
                     time.sleep(0.01)
                 server.mode = mode.removeprefix("then ")
             process.join(LIMIT_S)
+        assert time.time() - Path(f"{run.cfg.workdir}.out.took").stat().st_mtime < SPARE_S, "the process ended right after"
         lines = list(read_log(run.workdir))
         took = took_of(run)
         print(row(mode, took, process.exitcode, len(lines)))
