@@ -20,6 +20,7 @@ from mlprod.trackers.tensorboard import TensorBoard
 from mlprod.trackers.wandb_run import Wandb
 from mlprod.tracking import LocalLog, Tracker, Trackers
 
+SWITCH_S = 0.0005  # for which a thread may keep Python's lock when the loop wants it; 5 ms otherwise
 HURRY_S = 5.0  # within the grace period of a stop, which has a save to end as well
 
 
@@ -48,13 +49,15 @@ def open_trackers(
     about = TrackedRun(workdir=workdir, name=name, run_id=run_id, attempt=attempt, step=step, config=redacted(config))
     services = list(_services(cfg, about))
     local = LocalLog(workdir, run_id, attempt)
+    switched = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_S if services else switched)
     followers = [Follower(who, opened, workdir / "log.jsonl", step, good) for who, opened in services]
     deadline = time.monotonic() + cfg.start_s
     for follower in followers:
         if not follower.wait_open(max(deadline - time.monotonic(), 0.0)):
             told = f"is not ready after {cfg.start_s:g} s (config.tracking.start_s): the run begins, and it gets every line later"
             print(f"mlprod: {follower.name} {told}", file=sys.stderr, flush=True)
-    return Trackers([local, *others], functools.partial(_end, followers, cfg.finish_s))
+    return Trackers([local, *others], functools.partial(_end, followers, cfg.finish_s, switched))
 
 
 def _services(cfg: TrackingConfig, run: TrackedRun) -> Iterator[tuple[str, Callable[[], Service]]]:
@@ -68,8 +71,9 @@ def _services(cfg: TrackingConfig, run: TrackedRun) -> Iterator[tuple[str, Calla
         yield type(other).__name__, functools.partial(other.open, run)
 
 
-def _end(followers: Sequence[Follower], finish_s: float, hurried: bool) -> None:
+def _end(followers: Sequence[Follower], finish_s: float, switched: float, hurried: bool) -> None:
     """Gives the trackers their time to take what is left."""
+    sys.setswitchinterval(switched)
     limit_s = min(finish_s, HURRY_S) if hurried else finish_s
     deadline = time.monotonic() + limit_s
     for follower in followers:

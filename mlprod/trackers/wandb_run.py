@@ -22,7 +22,7 @@ from mlprod.config import TrackingConfig
 from mlprod.trackers.run import TrackedRun
 from mlprod.tracking import Record
 
-ITS_PART = 0.7  # of the limits of start and finish, so that there is time left to do without the service
+START_PART, FINISH_PART = 0.4, 0.7  # of the limits, so that there is time left to do without the service
 
 
 def _logged_in() -> bool:
@@ -93,7 +93,7 @@ class Wandb:
 def _settings(cfg: TrackingConfig) -> dict[str, Any]:
     """Returns how W&B is to behave: within the limits, and, unless it may, with no eyes for the machine."""
     limits = {
-        "init_timeout": max(ITS_PART * cfg.start_s, 0.1), "finish_timeout": max(ITS_PART * cfg.finish_s, 0.1),
+        "init_timeout": max(START_PART * cfg.start_s, 0.1), "finish_timeout": max(FINISH_PART * cfg.finish_s, 0.1),
         "finish_timeout_raises": True,
     }  # fmt: skip
     quiet = {"console": "off", "silent": True, **limits}

@@ -16,7 +16,7 @@ from tests.chaos.harness import LIMIT_S, ONE_DEVICE, Run
 from tests.conftest import MakeConfig
 from tests.wandb_server import HTTP, MODES, Server, running
 
-BOUND_S = 2.0  # of start and of finish
+BOUND_S = 3.0  # of start and of finish
 SPARE_S = 1.0  # for the machine, which others use too
 BLOCKED_S = 0.005
 STEPS = 60
@@ -95,24 +95,31 @@ def test_a_server_that_misbehaves_is_no_matter(mode: str, make_config: MakeConfi
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(1200)
 def test_ten_minutes_of_a_server_that_changes_its_mind(make_config: MakeConfig, tmp_path: Path) -> None:
-    """At its end the server is well, and has every step once; nothing was noticed on the way."""
+    """Nothing is noticed on the way; at the next start, which has nothing left to do, the server gets what it lacks, once."""
     steps, dice = 30_000, random.Random(7)
     run = tracked_run(make_config, "run", steps=steps)
-    run = dataclasses.replace(run, given=(*run.given, f"--config.steps={steps}", "--config.tracking.finish_s=120"))
+    run = dataclasses.replace(run, given=(*run.given, f"--config.steps={steps}"))
     with running("well") as server:
         process = run.start_timed(variables(server.url, tmp_path), pause_s=0.02)
-        while run.last_step() < steps - 500 and process.exitcode is None:
-            server.mode = dice.choice(MODES)
+        modes = ["well"]
+        while run.last_step() < steps and process.exitcode is None:
             time.sleep(dice.uniform(2.0, 20.0))
+            server.mode = dice.choice(MODES) if run.last_step() else "well"
+            modes.append(server.mode)
+        process.join(LIMIT_S)
+        took, lines = took_of(run), list(read_log(run.workdir))
+        over, had = sum(s > BLOCKED_S for s in took["log"]), sum(map(len, server.history.values()))
+        print(row("all in turn", took, process.exitcode, len(lines)))
+        print(f"{over} of {len(took['log'])} took over 5 ms; the server had {had} rows; {len(modes)} turns")
         server.mode = "well"
-        server.ended.set()  # lets go of who waits for an answer
-        process.join(LIMIT_S + 120)
+        again = run.start_timed(variables(server.url, tmp_path))
+        again.join(LIMIT_S)
         (rows,) = server.history.values()
-    lines, took = list(read_log(run.workdir)), took_of(run)
-    over = sum(s > BLOCKED_S for s in took["log"])
-    print(row("all in turn", took, process.exitcode, len(lines)), f"{over} of {len(took['log'])} took over 5 ms")
-    assert process.exitcode == 0
+    assert (process.exitcode, again.exitcode) == (0, 0)
     assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, steps + 1))
     assert [r["_step"] for r in rows] == list(range(1, steps + 1))
+    losses = {line["step"]: line["values"]["loss"][0] for line in lines if line["kind"] == "train"}
+    assert {r["_step"]: r["train/loss"] for r in rows} == losses
     assert over <= len(took["log"]) // 1000
