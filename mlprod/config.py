@@ -684,6 +684,12 @@ class TrackingConfig:
 
     wandb: str = knob("auto", "`auto`: online when logged in, else offline", choices=("auto", "online", "offline", "off"))
     project: str = knob("mlprod", "W&B project")
+    checkpoints: bool = knob(False, "W&B gets every saved step as an artifact, once it was read back")
+    machine: bool = knob(False, "W&B gets the hostname, git remote, source, packages and hardware too")
+    tensorboard: bool = knob(False, "event files in the run's folder; needs the extra `tensorboard`")
+    others: tuple[Any, ...] = knob((), "trackers of your own: dataclasses with `open(run)`, see docs/tracking.md")
+    start_s: float = knob(30.0, "that trackers may keep the start of the run waiting", unit="seconds", low=0.0)
+    finish_s: float = knob(60.0, "that trackers may keep its end waiting", unit="seconds", low=0.0)
     progress: bool = knob(True, "a progress line in the terminal")
 
 

@@ -88,6 +88,9 @@ def validate(cfg: Config) -> None:
             raise ConfigError(f"config.{path}='' must name a folder")
     if not dataclasses.is_dataclass(cfg.model) or not callable(getattr(cfg.model, "build", None)):
         raise ConfigError(f"config.model={type(cfg.model).__name__} must be a dataclass with build(features, rngs)")
+    for i, other in enumerate(cfg.tracking.others):
+        if not dataclasses.is_dataclass(other) or isinstance(other, type) or not callable(getattr(other, "open", None)):
+            raise ConfigError(f"config.tracking.others[{i}]={other!r} must be an instance of a dataclass with open(run)")
     if (cfg.steps > 0) == (cfg.epochs > 0):
         raise ConfigError(
             f"config.steps={cfg.steps} and config.epochs={cfg.epochs}: set exactly one of them above 0 and the other to 0"
