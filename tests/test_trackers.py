@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import pytest
 
 from mlprod.config import TrackingConfig
@@ -23,8 +24,10 @@ from mlprod.trackers import open as open_module
 from mlprod.trackers.follow import Follower
 from mlprod.trackers.open import open_trackers
 from mlprod.trackers.run import TrackedRun, redacted
+from mlprod.train import train
 from mlprod.tracking import LocalLog, Record, Trackers, read_log
 from tests import wandb_file
+from tests.conftest import MakeConfig
 from tests.tensorboard_file import curves
 from tests.wandb_server import Server, running
 
@@ -203,6 +206,21 @@ def test_saved_steps_are_told_once_they_were_read_back(tmp_path: Path) -> None:
         take(trackers, 4, 9, 2)
         good.append(6)
     assert mine.steps("checkpoint") == [3, 6]
+
+
+def test_a_training_run_gives_its_trackers_what_it_logs_and_saves(make_config: MakeConfig) -> None:
+    """Two starts: the second goes on from step 20, and has the whole curve; a saved step is told when it was read back."""
+    first, second = Mine(), Mine()
+    saved = {"every": 10, "keep_last": 9}
+    train(make_config(steps=20, checkpoint=saved, tracking={"others": (first,)}), jax.devices()[:1])
+    cfg = make_config(steps=30, checkpoint=saved, tracking={"others": (second,), "tensorboard": True})
+    train(cfg, jax.devices()[:1])
+    assert first.steps("train") == list(range(1, 21))
+    assert first.steps("checkpoint") == [10, 20]
+    assert second.steps("train") == list(range(1, 31))
+    assert second.steps("checkpoint") == [20, 30]
+    shown = dict(curves(Path(cfg.workdir) / "tensorboard")["train/loss"])
+    assert shown == pytest.approx({r.step: r.values["loss"][0] for r in second.got if r.kind == "train"}, rel=1e-6)
 
 
 def test_the_tracker_of_the_docs_is_one(tmp_path: Path) -> None:
