@@ -24,8 +24,8 @@ from mlprod.trackers import open as open_module
 from mlprod.trackers.follow import Follower
 from mlprod.trackers.open import open_trackers
 from mlprod.trackers.run import TrackedRun, redacted
-from mlprod.train import train
 from mlprod.tracking import LocalLog, Record, Trackers, read_log
+from mlprod.train import train
 from tests import wandb_file
 from tests.conftest import MakeConfig
 from tests.tensorboard_file import curves
@@ -165,9 +165,14 @@ def test_a_run_that_stops_or_fails_waits_less(tmp_path: Path, monkeypatch: pytes
     """Its time is short, and the error is its own."""
     monkeypatch.setattr(open_module, "HURRY_S", 0.3)
     stuck, began = Mine(stuck=threading.Event()), time.monotonic()
-    with pytest.raises(Preempted, match="asked to"), opened(tmp_path, others=(stuck,), finish_s=30.0) as trackers:
-        take(trackers, 1, 5)
-        raise Preempted("asked to")
+
+    def stopped() -> None:
+        with opened(tmp_path, others=(stuck,), finish_s=30.0) as trackers:
+            take(trackers, 1, 5)
+            raise Preempted("asked to")
+
+    with pytest.raises(Preempted, match="asked to"):
+        stopped()
     assert time.monotonic() - began < 2.0
     assert stuck.stuck is not None
     stuck.stuck.set()
