@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import pytest
 
 from mlprod.config import TrackingConfig
@@ -24,7 +25,9 @@ from mlprod.trackers.follow import Follower
 from mlprod.trackers.open import open_trackers
 from mlprod.trackers.run import TrackedRun, redacted
 from mlprod.tracking import LocalLog, Record, Trackers, read_log
+from mlprod.train import train
 from tests import wandb_file
+from tests.conftest import MakeConfig
 from tests.tensorboard_file import curves
 from tests.wandb_server import Server, running
 
@@ -151,7 +154,7 @@ def test_a_tracker_that_hangs_keeps_nobody_waiting(tmp_path: Path, capsys: pytes
         take(trackers, 1, 500)
         assert time.monotonic() - began < 0.3
     assert time.monotonic() - began < 1.0
-    assert "Mine did not take everything within 0.3 s; log.jsonl has it" in capsys.readouterr().err
+    assert "Mine did not take everything within 0.3 s (config.tracking.finish_s)" in capsys.readouterr().err
     assert well.steps("train") == list(range(1, 501))
     assert sum(line["kind"] == "train" for line in read_log(tmp_path)) == 500
     assert stuck.stuck is not None
@@ -162,9 +165,14 @@ def test_a_run_that_stops_or_fails_waits_less(tmp_path: Path, monkeypatch: pytes
     """Its time is short, and the error is its own."""
     monkeypatch.setattr(open_module, "HURRY_S", 0.3)
     stuck, began = Mine(stuck=threading.Event()), time.monotonic()
-    with pytest.raises(Preempted, match="asked to"), opened(tmp_path, others=(stuck,), finish_s=30.0) as trackers:
-        take(trackers, 1, 5)
-        raise Preempted("asked to")
+
+    def stopped() -> None:
+        with opened(tmp_path, others=(stuck,), finish_s=30.0) as trackers:
+            take(trackers, 1, 5)
+            raise Preempted("asked to")
+
+    with pytest.raises(Preempted, match="asked to"):
+        stopped()
     assert time.monotonic() - began < 2.0
     assert stuck.stuck is not None
     stuck.stuck.set()
@@ -203,6 +211,21 @@ def test_saved_steps_are_told_once_they_were_read_back(tmp_path: Path) -> None:
         take(trackers, 4, 9, 2)
         good.append(6)
     assert mine.steps("checkpoint") == [3, 6]
+
+
+def test_a_training_run_gives_its_trackers_what_it_logs_and_saves(make_config: MakeConfig) -> None:
+    """Two starts: the second goes on from step 20, and has the whole curve; a saved step is told when it was read back."""
+    first, second = Mine(), Mine()
+    saved = {"every": 10, "keep_last": 9}
+    train(make_config(steps=20, checkpoint=saved, tracking={"others": (first,)}), jax.devices()[:1])
+    cfg = make_config(steps=30, checkpoint=saved, tracking={"others": (second,), "tensorboard": True})
+    train(cfg, jax.devices()[:1])
+    assert first.steps("train") == list(range(1, 21))
+    assert first.steps("checkpoint") == [10, 20]
+    assert second.steps("train") == list(range(1, 31))
+    assert second.steps("checkpoint") == [20, 30]
+    shown = dict(curves(Path(cfg.workdir) / "tensorboard")["train/loss"])
+    assert shown == pytest.approx({r.step: r.values["loss"][0] for r in second.got if r.kind == "train"}, rel=1e-6)
 
 
 def test_the_tracker_of_the_docs_is_one(tmp_path: Path) -> None:

@@ -80,5 +80,5 @@ def _end(followers: Sequence[Follower], finish_s: float, switched: float, hurrie
         follower.end()
     for follower in followers:
         if not follower.wait_end(max(deadline - time.monotonic(), 0.0)):
-            told = f"did not take everything within {limit_s:g} s; log.jsonl has it, and the next start of the run gives it again"
+            told = f"did not take everything within {limit_s:g} s (config.tracking.finish_s); the next start gives it the rest"
             print(f"mlprod: {follower.name} {told}", file=sys.stderr, flush=True)

@@ -114,7 +114,7 @@ def test_ten_minutes_of_a_server_that_changes_its_mind(make_config: MakeConfig, 
         print(row("all in turn", took, process.exitcode, len(lines)))
         print(f"{over} of {len(took['log'])} took over 5 ms; the server had {had} rows; {len(modes)} turns")
         server.mode = "well"
-        again = run.start_timed(variables(server.url, tmp_path))
+        again = run.start_timed(variables(server.url, tmp_path), "--config.tracking.finish_s=100")
         again.join(LIMIT_S)
         (rows,) = server.history.values()
     assert (process.exitcode, again.exitcode) == (0, 0)
