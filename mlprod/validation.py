@@ -308,15 +308,22 @@ TIMES = ("timestamp", "int64", "float64")
 
 
 def _validate_auto(etl: EtlConfig) -> None:
-    """Types are found in the source: what is made or looked up must have one before."""
-    added = {name for lookup in etl.lookups for name in (lookup.key, *lookup.columns)}
-    added |= {name for step in etl.gathered for name in step.columns}
+    """Types are found in the source: what comes otherwise must have one before."""
     for column in etl.columns:
-        if column.type == AUTO and (not column.extracted or column.name in added):
-            made = "of a lookup or other rows" if column.extracted else "made by the hook" if column.derived else "made of others"
+        whence = _whence(etl, column)
+        if column.type == AUTO and whence:
             raise ConfigError(
-                f"config.etl.columns: {column.name!r} is {made}; declare its type, one of {', '.join(STORAGE_TYPES)}"
+                f"config.etl.columns: {column.name!r} is {whence}; declare its type, one of {', '.join(STORAGE_TYPES)}"
             )
+
+
+def _whence(etl: EtlConfig, column: Column) -> str:
+    """Returns where a column comes from in words, "" of one of the source that no lookup is read by."""
+    if not column.extracted:
+        return "made by the hook" if column.derived else "made of others"
+    if any(column.name in (lookup.key, *lookup.columns) for lookup in etl.lookups):
+        return "of a lookup"
+    return "made of other rows" if any(column.name in step.columns for step in etl.gathered) else ""
 
 
 def _validate_roles(etl: EtlConfig) -> None:

@@ -371,6 +371,7 @@ def test_a_build_that_was_killed_goes_on(tmp_path, monkeypatch):
         ({"gathered": (histories(by="user", order="at", max_len=2, columns={"new": "item"}),)}, "makes 'new'; declare it"),
         ({"gathered": (histories(by="user", order="at", max_len=2, columns={"price": "item"}),)}, "makes 'price', a list"),
         ({"gathered": (histories(by="user", order="at", max_len=2, columns={"past": "at"}),)}, "a history is of string, int64"),
+        ({"columns": (*COLUMNS[:7], numeric("price", type="auto"))}, "'price' is made of other rows; declare its type"),
         ({"gathered": (join_as_of(CsvSource(path=""), by="shop", time="at", columns=("price",)),)}, r"\[0\]\.source\.path=''"),
     ],
 )
