@@ -10,6 +10,7 @@ Price: rows are written to disk twice before they are written as Parquet, thrice
 """
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -184,6 +185,9 @@ def _schema(etl: EtlConfig, reading: Reading, newest: Manifest | None, parent: g
 
 def main(cfg: Config) -> None:
     """The verb `etl`: builds the dataset and shows its report."""
+    # A database driver imports polars where it is installed, and that puts a handler in place of Python's behind which a process
+    # that waits for its tasks does not hear Ctrl-C.
+    signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT))
     published, fresh = build(cfg)
     report.show(json.loads((Path(cfg.dataset) / published.report).read_text()))
     if not fresh:
