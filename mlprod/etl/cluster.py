@@ -24,6 +24,7 @@ from typing import Any
 from uuid import uuid4
 
 import distributed
+from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from mlprod.config import AsOf, EtlConfig, SqlSource
@@ -135,6 +136,8 @@ def look(wanted: Wanted) -> tuple[str, str]:
 def check(wanted: Wanted, looks: dict[str, Any], executor: str) -> None:
     """Raises MachineError for the first worker that is not as wanted; `looks`: by worker, what `look` returned or raised."""
     for worker, seen in sorted(looks.items()):
+        if isinstance(seen, CommClosedError):  # it ended before it could answer: then it does no task
+            continue
         if isinstance(seen, BaseException):
             told = " ".join(f"{type(seen).__name__}: {seen}".split())[:200]
             lacks = f"cannot run this mlprod ({told}); install the same there and start the worker again"

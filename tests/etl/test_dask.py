@@ -33,6 +33,7 @@ pytest.importorskip("distributed")
 import dask
 import distributed
 import trustme
+from distributed.comm.core import CommClosedError
 
 from mlprod.etl import cluster
 
@@ -157,7 +158,7 @@ def test_what_other_rows_tell_is_the_same_on_a_cluster(two, tmp_path, monkeypatc
 
 
 def test_rows_are_appended_on_a_cluster(two, tmp_path, monkeypatch):
-    """Two versions, the second of a new file and of rows that the first has; rules that write rows down, a key that must be one."""
+    """Two versions, the second of a new file and of rows that the first has; rules that write rows down, and a key of one row."""
     monkeypatch.setattr(spill, "num_bits", lambda *_: 3)
     rules = (Within(column="x", high="22", otherwise="quarantine"), UniqueKey(otherwise="quarantine"))
     columns = (Column(name="id", type="int64", role="input"), *growth.COLUMNS[1:])
@@ -411,6 +412,10 @@ def test_a_worker_that_is_as_wanted(asked, tmp_path):
     assert seen[0] == ""
     cluster.check(asked, {"a": seen}, "dask://x:1")
     assert asked.files == ((str(tmp_path / "rows.csv"), (tmp_path / "rows.csv").stat().st_size),)
+
+
+def test_a_worker_that_ends_before_it_answers_is_left_out(asked):
+    cluster.check(asked, {"a": CommClosedError("gone"), "b": cluster.look(asked)}, "dask://x:1")
 
 
 def test_a_worker_of_other_code_or_versions(asked):
