@@ -278,6 +278,7 @@ def test_workers_that_die_and_a_cluster_that_goes_away(tmp_path):
         os.kill(waiting(tmp_path, 1)[0], signal.SIGKILL)  # it is still in the middle of a task
 
         started.work(1)
+        joined(started)
         with pytest.MonkeyPatch.context() as patch, building(rested(path, started, tmp_path, "alone")) as ended:
             patch.setattr(cluster, "CONNECT_S", 1.0)
             waiting(tmp_path, 1)
@@ -287,6 +288,15 @@ def test_workers_that_die_and_a_cluster_that_goes_away(tmp_path):
     done = len(list((tmp_path / "alone").glob("work/*/*/extract/*.json")))
     assert done > 0
     assert made(config_of(path, "threads", str(tmp_path / "alone"))) == wanted
+
+
+def joined(started: Processes) -> None:
+    """Waits until the scheduler has the worker that was started last."""
+    deadline = time.monotonic() + 60
+    with distributed.Client(started.address, set_as_default=False) as client:
+        while started.workers[-1].pid not in client.run(os.getpid, on_error="return").values():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def rested(path: Path, started: Processes, folder: Path, name: str) -> Config:
