@@ -277,14 +277,15 @@ def test_tensorboard_without_its_package_is_refused(tmp_path: Path, monkeypatch:
 
 @pytest.fixture
 def wandb_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The home folder of a user without a key; W&B's own process ends with the test."""
+    """The home folder of a user without a key; W&B's own process is of this test alone."""
+    import wandb
+
+    wandb.teardown()  # of another test's: else the name of its socket would be put back when it is gone
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     yield tmp_path / "home"
-    import wandb
-
     wandb.teardown()
 
 
