@@ -12,6 +12,7 @@ Price: rows are written to disk twice before they are written as Parquet, thrice
 import json
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -183,11 +184,20 @@ def _schema(etl: EtlConfig, reading: Reading, newest: Manifest | None, parent: g
     return drift.joined(parent.version.source["schema"], schema) if parent else schema
 
 
+def _hear_ctrl_c() -> None:
+    """Puts Python's handler of Ctrl-C back where it was.
+
+    A database driver imports polars where that is installed, which puts one of its own in place, behind which a process that waits
+    for its tasks does not hear Ctrl-C.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, handler)
+
+
 def main(cfg: Config) -> None:
     """The verb `etl`: builds the dataset and shows its report."""
-    # A database driver imports polars where it is installed, and that puts a handler in place of Python's behind which a process
-    # that waits for its tasks does not hear Ctrl-C.
-    signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT))
+    _hear_ctrl_c()
     published, fresh = build(cfg)
     report.show(json.loads((Path(cfg.dataset) / published.report).read_text()))
     if not fresh:
