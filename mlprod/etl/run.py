@@ -187,8 +187,8 @@ def _schema(etl: EtlConfig, reading: Reading, newest: Manifest | None, parent: g
 def _hear_ctrl_c() -> None:
     """Puts Python's handler of Ctrl-C back where it was.
 
-    A database driver imports polars where that is installed, which puts one of its own in place, behind which a process that waits
-    for its tasks does not hear Ctrl-C.
+    A database driver imports polars where that is installed, which puts one of its own in place, behind which a process that
+    waits for its tasks does not hear Ctrl-C.
     """
     handler = signal.getsignal(signal.SIGINT)
     if handler is not None and threading.current_thread() is threading.main_thread():
