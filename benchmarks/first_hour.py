@@ -40,7 +40,7 @@ from mlprod.config import Config
 from mlprod.etl import sources
 from mlprod.etl.demo import package_data
 from mlprod.etl.extract import source_columns
-from mlprod.predict import typed_rows
+from mlprod.predict import ready_rows, typed_rows
 from mlprod.store import open_store
 
 GOAL, SMALL, SPLITS = 1.05, 3000, 5
@@ -194,7 +194,8 @@ def table(cfg: Config) -> pd.DataFrame:
     """Returns the features of all rows as the trees take them, by their key: derived ones too, categories as such."""
     names, chunks = [c.name for c in source_columns(cfg.etl)], []
     for chunk in sources.chunks(cfg.etl.source, names, 1 << 16):
-        rows, _ = typed_rows(dataclasses.replace(cfg.etl, lookups=()), chunk, [])
+        etl = dataclasses.replace(cfg.etl, lookups=())
+        rows, _ = ready_rows(etl, *typed_rows(etl, chunk, []))
         chunks.append(rows)
     frame = pa.concat_tables(chunks).to_pandas(integer_object_nulls=False).set_index(KEY)
     found: dict[str, pd.Series] = {}

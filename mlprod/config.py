@@ -118,7 +118,10 @@ class Column:
         rule=DATA,
         choices=ROLES,
     )
-    kind: str = knob("numeric", "how a feature enters the model", rule=DATA, choices=("numeric", "categorical"))
+    kind: str = knob(
+        "numeric", "how a feature enters the model; `list`: as many categories a row, in a text or a list of the source",
+        rule=DATA, choices=("numeric", "categorical", "list"),
+    )  # fmt: skip
     missing: str = knob(
         "fill", "`fill`: the training median, or the missing slot; `mean`: of the training rows; `constant`: see `constant`; "
         "`drop`: the row is left out; `refuse`: an error", rule=DATA, choices=("fill", "mean", "constant", "drop", "refuse"),
@@ -126,8 +129,14 @@ class Column:
     constant: float = knob(0.0, "missing=`constant`: what a number that is missing becomes", rule=DATA, low=-3e38, high=3e38)
     min_count: int = knob(1, "a rarer category is the unknown slot", unit="training rows", rule=DATA, low=1)
     buckets: int = knob(
-        0, "categorical: that values are hashed into, in place of a vocabulary; 0: a vocabulary", rule=DATA, low=0, high=1 << 30
+        0,
+        "categorical, list: that values are hashed into, not a vocabulary; 0: a vocabulary",
+        rule=DATA,
+        low=0,
+        high=1 << 30,
     )
+    max_len: int = knob(0, "list: that a model sees of a row, its first ones", unit="values", rule=DATA, low=0, high=1 << 16)
+    separator: str = knob("|", "list: between the values in a text, of one character or more", rule=DATA)
     made: Made = knob(Given, "of which other columns it is made, and how", rule=DATA)
     clip_low: float = knob(-math.inf, "numeric: the model takes less for it; the dataset stays as it is", rule=MUST)
     clip_high: float = knob(math.inf, "numeric: the model takes more for it; the dataset stays as it is", rule=MUST)
@@ -144,7 +153,7 @@ class Column:
 
     @property
     def extracted(self) -> bool:
-        """Whether it comes out of the source or a lookup."""
+        """Whether it comes out of the source, a lookup or other rows."""
         return not self.derived and isinstance(self.made, Given)
 
 
@@ -156,6 +165,11 @@ def numeric(name: str, type: str = "float64", **more: Any) -> Column:
 def categorical(name: str, type: str = "string", **more: Any) -> Column:
     """Returns a categorical feature with a vocabulary, an unknown slot and a missing slot."""
     return Column(name=name, type=type, kind="categorical", **more)
+
+
+def multivalued(name: str, max_len: int, **more: Any) -> Column:
+    """Returns a feature of many categories a row, such as tags, with one vocabulary: of lists, or texts such as red|green."""
+    return Column(**{"name": name, "type": "string", "kind": "list", "max_len": max_len, **more})
 
 
 def time_part(name: str, of: str, part: str, **more: Any) -> Column:
@@ -262,6 +276,53 @@ class Lookup:
     path: str = knob(doc="CSV file")
     key: str = knob(doc="column of this name in the rows and in the file", rule=DATA)
     columns: dict[str, str] = knob(doc="name in the rows -> name in the file", rule=DATA)
+
+
+@dataclass(kw_only=True, slots=True)
+class Histories:
+    """Columns of what came before a row: values of the rows with the same `by` and an earlier `order`, the newest first."""
+
+    by: tuple[str, ...] = knob(doc="columns whose values together say whose row it is, such as a user", rule=DATA)
+    order: str = knob(doc="column of times or numbers; rows of the same one do not see each other", rule=DATA)
+    max_len: int = knob(doc="values a row, the newest", unit="rows", rule=DATA, low=1, high=1 << 16)
+    columns: dict[str, str] = knob(doc="name of the column -> column whose values it has", rule=DATA)
+    each: str = knob(
+        "event", "what becomes an example: every row, or the last row alone of those with the same `by`", rule=DATA,
+        choices=("event", "last"),
+    )  # fmt: skip
+
+
+@dataclass(kw_only=True, slots=True)
+class AsOf:
+    """Columns of another source as they were at a row's time: of its newest row with the same `by`, not later than the row."""
+
+    source: SqlSource | CsvSource | ParquetSource | JsonLinesSource = knob(doc="a row for each change", rule=DATA)
+    by: dict[str, str] = knob(doc="column of the rows -> what it is called in the source; all must be equal", rule=DATA)
+    time: str = knob(doc="column of the rows, of times or numbers", rule=DATA)
+    since: str = knob(doc="column of the source: from when on its row is so; of the type of `time`", rule=DATA)
+    columns: dict[str, str] = knob(doc="name in the rows -> name in the source", rule=DATA)
+    same_time: bool = knob(True, "whether a change at a row's very time is seen", rule=DATA)
+
+
+def histories(*, by: str | tuple[str, ...], order: str, max_len: int, columns: dict[str, str], each: str = "event") -> Histories:
+    """Returns columns of what came before each row: see `Histories`."""
+    names = (by,) if isinstance(by, str) else by
+    return Histories(by=names, order=order, max_len=max_len, columns=columns, each=each)
+
+
+def join_as_of(
+    source: SqlSource | CsvSource | ParquetSource | JsonLinesSource,
+    *,
+    by: str | tuple[str, ...] | dict[str, str],
+    time: str,
+    columns: tuple[str, ...] | dict[str, str],
+    since: str = "",
+    same_time: bool = True,
+) -> AsOf:
+    """Returns columns of another source as they were at a row's time: see `AsOf`; what has one name in both is said once."""
+    names = (by,) if isinstance(by, str) else by
+    both, taken = (each if isinstance(each, dict) else {name: name for name in each} for each in (names, columns))
+    return AsOf(source=source, by=both, time=time, since=since or time, columns=taken, same_time=same_time)
 
 
 LABEL_TYPES = ("string", "int64", "bool")
@@ -437,6 +498,7 @@ class EtlConfig:
 
     source: SqlSource | CsvSource | ParquetSource | JsonLinesSource | TextSource = knob(doc="where the rows come from", rule=DATA)
     lookups: tuple[Lookup, ...] = knob((), "small tables joined in memory", rule=DATA)
+    gathered: tuple[Histories | AsOf, ...] = knob((), "columns made of other rows, by key and time", rule=DATA)
     columns: tuple[Column, ...] = knob(doc="what is extracted or derived; anything else is left in the source", rule=DATA)
     label: Label | Equals | Number | Classes | NextToken = knob(doc="what is learned", rule=DATA)
     key: tuple[str, ...] = knob((), "columns that identify a row; predictions carry them", rule=DATA)
@@ -622,6 +684,12 @@ class TrackingConfig:
 
     wandb: str = knob("auto", "`auto`: online when logged in, else offline", choices=("auto", "online", "offline", "off"))
     project: str = knob("mlprod", "W&B project")
+    checkpoints: bool = knob(False, "W&B gets every saved step as an artifact, once it was read back")
+    machine: bool = knob(False, "W&B gets the hostname, git remote, source, packages and hardware too")
+    tensorboard: bool = knob(False, "event files in the run's folder; needs the extra `tensorboard`")
+    others: tuple[Any, ...] = knob((), "trackers of your own: dataclasses with `open(run)`, see docs/tracking.md")
+    start_s: float = knob(30.0, "that trackers may keep the start of the run waiting", unit="seconds", low=0.0)
+    finish_s: float = knob(60.0, "that trackers may keep its end waiting", unit="seconds", low=0.0)
     progress: bool = knob(True, "a progress line in the terminal")
 
 

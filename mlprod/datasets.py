@@ -197,7 +197,7 @@ def _identity(published: Manifest) -> dict[str, str]:
 
 def _columns(published: Manifest, spec: FeatureSpec) -> Table:
     """Returns a row a stored column: its type, what it became, and what was fitted."""
-    fitted = {f.name: f for f in (*spec.numeric, *spec.categorical)}
+    fitted = {f.name: f for f in spec.fitted}
     table = _table("column", "type", "stored as", "role", "ids", "fill", "mean", "std")
     for c in published.columns:
         f = fitted.get(c.name) if c.kind != "plain" else None
@@ -227,7 +227,7 @@ def _show_rows(store: Store, published: Manifest, spec: FeatureSpec, split: str,
     if spec.sequences:
         _show_texts(values, tokenize.of_dataset(store, published), console)
         return
-    words = {f.name: f.words for f in spec.categorical}
+    words = {f.name: f.words for f in (*spec.categorical, *spec.lists)}
     shown = {c.stored_in if c.role == "key" else c.name: _texts(c, values, words) for c in published.columns}
     for start in range(0, num_rows, BESIDE):
         stop = min(start + BESIDE, num_rows)
@@ -269,6 +269,8 @@ def _texts(c: StoredColumn, values: Values, words: Mapping[str, Sequence[str]]) 
         return [HIDDEN] * len(stored)
     if c.kind == "categorical":
         return [_short(words[c.name][i]) for i in stored]
+    if c.kind == "list":
+        return [_short(", ".join(words[c.name][i] for i in ids)) for ids in stored]
     found = stored if isinstance(stored, np.ndarray) else stored.to_pylist()
     return ["(null)" if value is None else _short(str(value)) for value in found]
 

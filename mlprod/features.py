@@ -3,8 +3,8 @@
 Promise: ETL, `predict` and anything that serves a model call the same `apply`, so a row gives the same bits everywhere.
 Price: numpy only; a categorical value costs one binary search in its vocabulary.
 
-A categorical's ids: 0 unknown, 1 missing, then the vocabulary in sorted order. A numeric is filled and stored as float32;
-centring and scaling are the model's first layer, with the constants kept here.
+A categorical's ids: 0 unknown, 1 missing, then the vocabulary in sorted order; a list has some of these, then 1 up to its length.
+A numeric is filled and stored as float32; centring and scaling are the model's first layer, with the constants kept here.
 """
 
 import json
@@ -32,13 +32,15 @@ class Feature:
     """What was fitted for one feature on the training split."""
 
     name: str
-    kind: str  # "numeric" or "categorical"
+    kind: str  # "numeric", "categorical" or "list"
     fill: float = 0.0  # numeric: the training median
     mean: float = 0.0  # numeric: of the filled training values
     std: float = 1.0  # numeric: of the filled training values; 1 where they are constant
     quantiles: tuple[float, ...] = ()  # numeric: 65, from least to greatest, of the first training rows' values that are there
-    vocabulary: tuple[str, ...] = ()  # categorical: values as text, sorted
-    buckets: int = 0  # categorical: that values are hashed into, in place of a vocabulary
+    vocabulary: tuple[str, ...] = ()  # categorical, list: values as text, sorted
+    buckets: int = 0  # categorical, list: that values are hashed into, in place of a vocabulary
+    length: int = 0  # list: ids a row
+    separator: str = "|"  # list: between the values in a text
     # numeric: what the config wants of the model, not of the dataset; see `config.Column`
     clip_low: float = -math.inf
     clip_high: float = math.inf
@@ -100,6 +102,21 @@ class FeatureSpec:
         return tuple(f for f in self.features if isinstance(f, Feature) and f.kind == "categorical")
 
     @property
+    def lists(self) -> tuple[Feature, ...]:
+        """The features that are a matrix of ids each in a batch, of categories that a row has several of."""
+        return tuple(f for f in self.features if isinstance(f, Feature) and f.kind == "list")
+
+    @property
+    def matrices(self) -> tuple[Feature | Sequence, ...]:
+        """The features that are a matrix of ids each in a batch, in the order in which they are stored."""
+        return (*self.lists, *self.sequences)
+
+    @property
+    def fitted(self) -> tuple[Feature, ...]:
+        """The features that come of columns, in the order in which they are stored: numeric, categorical, lists."""
+        return (*self.numeric, *self.categorical, *self.lists)
+
+    @property
     def sequences(self) -> tuple[Sequence, ...]:
         """The features that are a matrix of ids each in a batch."""
         return tuple(f for f in self.features if isinstance(f, Sequence))
@@ -116,6 +133,27 @@ def _encode(feature: Feature, raw: RawColumn) -> np.ndarray:
         values, inverse = raw.values, raw.codes[raw.valid]
     ids[raw.valid] = _ids_of(feature, as_text(values))[inverse]
     return ids
+
+
+def _encode_list(feature: Feature, raw: RawColumn) -> np.ndarray:
+    """Returns int32[B, length] ids of a column of lists, each filled up with the missing slot."""
+    texts, codes = (raw.values, raw.codes) if raw.codes is not None else np.unique(raw.values, return_inverse=True)
+    lists = [values_of(feature, text) for text in texts.tolist()]
+    ids = np.full((len(lists) + 1, feature.length), MISSING, np.int32)  # the last one: of rows without a list
+    words = np.array([word for words in lists for word in words], np.str_)
+    if len(words):
+        distinct, inverse = np.unique(words, return_inverse=True)
+        known = feature.vocabulary or feature.buckets
+        of_words = np.where(distinct == "", MISSING, _ids_of(feature, distinct) if known else UNKNOWN)
+        there = np.arange(feature.length) < np.array([len(words) for words in lists])[:, None]
+        ids[:-1][there] = of_words[inverse]
+    return ids[np.where(raw.valid, codes, len(lists))]
+
+
+def values_of(column: Column | Feature, text: str) -> list[str]:
+    """Returns the values of a list that a model sees, the first ones: what its text has between separators; "" is missing."""
+    length = column.max_len if isinstance(column, Column) else column.length
+    return text.split(column.separator)[:length] if text else []
 
 
 def _ids_of(feature: Feature, text: np.ndarray) -> np.ndarray:
@@ -135,7 +173,7 @@ def _fill(feature: Feature, raw: RawColumn) -> np.ndarray:
 
 
 def apply(spec: FeatureSpec, columns: Mapping[str, RawColumn]) -> dict[str, np.ndarray]:
-    """Returns {"numeric": float32[B, F]} and one int32[B] of ids per categorical feature, by its name.
+    """Returns {"numeric": float32[B, F]}, and by their names int32[B] of ids per categorical feature, int32[B, length] per list.
 
     A column that is made of others is made here, unless it is given.
 
@@ -143,10 +181,11 @@ def apply(spec: FeatureSpec, columns: Mapping[str, RawColumn]) -> dict[str, np.n
         KeyError: `columns` lacks a feature of `spec`, or what one is made of.
     """
     num_rows = len(next(iter(columns.values())).valid)
-    columns = with_made(spec.made, columns, [f.name for f in (*spec.numeric, *spec.categorical)])
+    columns = with_made(spec.made, columns, [f.name for f in spec.fitted])
     numeric = [_fill(f, columns[f.name]) for f in spec.numeric]
     arrays = {"numeric": np.stack(numeric, axis=1) if numeric else np.zeros((num_rows, 0), np.float32)}
-    return arrays | {f.name: _encode(f, columns[f.name]) for f in spec.categorical}
+    arrays |= {f.name: _encode(f, columns[f.name]) for f in spec.categorical}
+    return arrays | {f.name: _encode_list(f, columns[f.name]) for f in spec.lists}
 
 
 def for_model(spec: FeatureSpec, columns: Iterable[Column]) -> FeatureSpec:
@@ -165,6 +204,8 @@ def dumps(spec: FeatureSpec) -> str:
             feature.pop(name, None)
         if not feature.get("buckets", 1):
             del feature["buckets"]
+        if not feature.get("length", 1):
+            del feature["length"], feature["separator"]
     body["made"] = {name: as_json(made) for name, made in spec.made.items()}
     return canonical(body if spec.made else {name: value for name, value in body.items() if name != "made"})
 

@@ -50,7 +50,7 @@ class StoredColumn:
     dtype: str  # of the stored array
     shape: tuple[int, ...]  # of one example's value
     role: str
-    kind: str  # "numeric", "categorical", "sequence" or "plain"
+    kind: str  # "numeric", "categorical", "list", "sequence" or "plain"
     stored_in: str  # Parquet column that holds it
     vocabulary_size: int  # rows of its embedding table; 0: none
     missing: str

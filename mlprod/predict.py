@@ -2,11 +2,11 @@
 
 Promise: the arrays that enter the model are made by the code that made the training data, and rows are scored in batches of
 the evaluation's shape, so a row's score has the bits that `evaluate` gives it.
-Price: one chunk of rows in memory.
+Price: one chunk of rows in memory; all of them where columns are made of other rows (`config.etl.gathered`).
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from mlprod.errors import ConfigError, DataError, WorkdirError
 from mlprod.etl import rules, sources
 from mlprod.etl.derive import derive
 from mlprod.etl.extract import renamed, source_columns
+from mlprod.etl.gather import gathered_rows
 from mlprod.etl.infer import with_types
 from mlprod.etl.lookups import LookupTable, read_lookup
 from mlprod.etl.schema import ARROW, Loose, beyond_float32, cast_chunk, raw_column
@@ -70,14 +71,36 @@ def typed_etl(plan: Plan) -> EtlConfig:
     return with_types(plan.cfg.etl, plan.manifest.source.get("types", {}))
 
 
-def typed_rows(etl: EtlConfig, chunk: Loose, lookups: list[LookupTable]) -> tuple[pa.Table, list[str | None]]:
-    """Returns (rows with lookups and derived columns, why each cannot be scored or None), one of each per input row."""
+Reasons = list[str | None]  # why each row cannot be scored; None: it can
+
+
+def typed_rows(etl: EtlConfig, chunk: Loose, lookups: list[LookupTable]) -> tuple[pa.Table, Reasons]:
+    """Returns (rows with lookups, why each cannot be scored), one of each per input row."""
     rows, reasons = cast_chunk(chunk, source_columns(etl))
     rows = renamed(etl, rows)
     for lookup in lookups:
         rows = lookup.join(rows)
-    rows = derive(etl, rows)
-    told: list[str | None] = [reasons.get(i) for i in range(rows.num_rows)]
+    return rows, [reasons.get(i) for i in range(rows.num_rows)]
+
+
+def whole_rows(etl: EtlConfig, chunks: Iterable[tuple[pa.Table, Reasons]]) -> Iterator[tuple[pa.Table, Reasons]]:
+    """Yields the rows with the columns that are made of other rows: chunk by chunk, where there are none, else all at once."""
+    if not etl.gathered:
+        yield from chunks
+        return
+    tables, reasons = list[pa.Table](), list[str | None]()
+    for rows, told in chunks:
+        tables.append(rows)
+        reasons += told
+    if tables:
+        rows, at = gathered_rows(etl, pa.concat_tables(tables), np.array([reason is None for reason in reasons]))
+        for start in range(0, rows.num_rows, etl.chunk_rows):
+            yield rows.slice(start, etl.chunk_rows), [reasons[i] for i in at[start : start + etl.chunk_rows].tolist()]
+
+
+def ready_rows(etl: EtlConfig, rows: pa.Table, told: Reasons) -> tuple[pa.Table, Reasons]:
+    """Returns rows with derived columns, and why each cannot be scored."""
+    rows, told = derive(etl, rows), list(told)
     for column in etl.columns:
         if column.missing in ("refuse", "drop"):
             for i in np.flatnonzero(np.asarray(pc.is_null(rows[column.name]))):
@@ -92,9 +115,10 @@ def typed_rows(etl: EtlConfig, chunk: Loose, lookups: list[LookupTable]) -> tupl
 
 def model_arrays(plan: Plan, rows: pa.Table) -> dict[str, np.ndarray]:
     """Returns the inputs of raw rows as the loader makes them: "numeric" [B, F], "ids" [B, M]; ETL would have stored the same."""
-    arrays = apply(plan.features, {f.name: raw_column(rows[f.name]) for f in plan.features.features})
-    ids = [arrays[f.name] for f in plan.features.categorical]
-    return {"numeric": arrays["numeric"], "ids": np.stack(ids, axis=1) if ids else np.zeros((rows.num_rows, 0), np.int32)}
+    spec = plan.features
+    arrays = apply(spec, {f.name: raw_column(rows[f.name]) for f in spec.fitted})
+    ids = [arrays[f.name].reshape(rows.num_rows, -1) for f in (*spec.categorical, *spec.lists)]
+    return {"numeric": arrays["numeric"], "ids": np.concatenate([np.zeros((rows.num_rows, 0), np.int32), *ids], axis=1)}
 
 
 def score_rows(plan: Plan, score: Score, state: TrainState, arrays: dict[str, np.ndarray]) -> np.ndarray:
@@ -117,8 +141,10 @@ def predictions(plan: Plan, score: Score, state: TrainState, source: Any, limit:
     etl, done = typed_etl(plan), 0
     lookups = [read_lookup(lookup, etl.columns) for lookup in etl.lookups]
     names = [c.name for c in source_columns(etl)]
-    for chunk in sources.chunks(source, names, min(limit, etl.chunk_rows) if limit else etl.chunk_rows):
-        rows, reasons = typed_rows(etl, chunk, lookups)
+    chunk_rows = min(limit, etl.chunk_rows) if limit and not etl.gathered else etl.chunk_rows
+    chunks = (typed_rows(etl, chunk, lookups) for chunk in sources.chunks(source, names, chunk_rows))
+    for rows, reasons in whole_rows(etl, chunks):
+        rows, reasons = ready_rows(etl, rows, reasons)
         if limit:
             rows, reasons = rows.slice(0, limit - done), reasons[: limit - done]
         good = np.array([reason is None for reason in reasons], bool)

@@ -50,12 +50,14 @@ def check_columns(plan: Plan, names: Sequence[str]) -> list[StoredColumn]:
     """Returns the stored columns of these names.
 
     Raises:
-        DataError: one is not stored, or is sensitive.
+        DataError: one is not stored, of lists, or sensitive.
     """
     known = {c.name: c for c in plan.manifest.columns if c.name not in ("label", "row_id")}
     for name in names:
         if name not in known:
             raise DataError(f"--by={name}: {plan.cfg.dataset} stores no such column{nearest(name, known)}")
+        if known[name].kind == "list":
+            raise DataError(f"--by={name} is of lists, by which rows cannot be told apart; take another column")
         if known[name].sensitive:
             raise DataError(f"--by={name} is a sensitive column, whose values are not shown; take another")
     return [known[name] for name in names]

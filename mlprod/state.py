@@ -53,7 +53,7 @@ class ModelDef(NamedTuple):
 
     def named(self, placed: Mapping[str, jax.Array]) -> Batch:
         """Returns a batch as the model sees it: the columns of "ids", int32[B, M], by the names of their features, int32[B]
-        each, of a sequence int32[B, length]. Free at trace time; on the host it would cost a copy, and a transfer, a feature."""
+        each, of a list or sequence int32[B, length]. Free at trace time; on the host each would cost a copy and a transfer."""
         ids, at = {name: placed["ids"][:, i] for i, name in enumerate(self.id_names)}, len(self.id_names)
         for name, width in self.id_widths.items():
             ids[name] = placed["ids"][:, at : at + width]
@@ -131,7 +131,7 @@ def define_model(cfg: ModelConfig, features: FeatureSpec) -> ModelDef:
         )
     graph = nnx.split(model, nnx.Param, Table, ...)[0]
     names = tuple(f.name for f in features.categorical)
-    widths = {f.name: f.length for f in features.sequences}
+    widths = {f.name: f.length for f in features.matrices}
     return ModelDef(graph, type(model).DIMS, model, names, widths, objective_of(features.target))
 
 

@@ -43,7 +43,8 @@ from mlprod.resume import roll_back, start
 from mlprod.state import TrainState
 from mlprod.step import Score, Words, gradient_paths, unpack
 from mlprod.tracing import Tracer
-from mlprod.tracking import Record, Trackers, open_trackers
+from mlprod.trackers.open import open_trackers
+from mlprod.tracking import Record, Trackers
 
 FAST_STEPS = 3
 LOOK_EVERY_S, LOOK_AT_MOST = 0.1, 64  # how late a step's numbers are looked at, and after how many steps
@@ -79,7 +80,9 @@ def _run(plan: Plan, compiled: Compilations, watchdog: Watchdog) -> TrainState:
         ledger.earlier = dict(run.ledger)
         with ledger.spent("tracking"):
             attempts = Attempts(workdir, ledger, _about(plan, run))
-            trackers = open_trackers(cfg.tracking, workdir, cfg.name, run.tracker_id, run.attempt, run.config, [attempts])
+            trackers = open_trackers(
+                cfg.tracking, workdir, cfg.name, run.tracker_id, run.attempt, run.config, [attempts], run.step, store.good
+            )
         line = ProgressLine(
             plan.steps, run.step, plan.order.global_batch, wanted=cfg.tracking.progress and not jax.process_index()
         )

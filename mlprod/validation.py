@@ -8,13 +8,16 @@ import dataclasses
 import math
 import re
 import types
+from collections.abc import Mapping
 from typing import Any
 
 from mlprod.config import (
     AUTO,
     HERE,
+    LABEL_TYPES,
     METRICS,
     STORAGE_TYPES,
+    AsOf,
     Bucket,
     ByColumn,
     ByGroup,
@@ -28,6 +31,7 @@ from mlprod.config import (
     Equals,
     EtlConfig,
     Given,
+    Histories,
     IsMissing,
     Matches,
     NextToken,
@@ -84,6 +88,9 @@ def validate(cfg: Config) -> None:
             raise ConfigError(f"config.{path}='' must name a folder")
     if not dataclasses.is_dataclass(cfg.model) or not callable(getattr(cfg.model, "build", None)):
         raise ConfigError(f"config.model={type(cfg.model).__name__} must be a dataclass with build(features, rngs)")
+    for i, other in enumerate(cfg.tracking.others):
+        if not dataclasses.is_dataclass(other) or isinstance(other, type) or not callable(getattr(other, "open", None)):
+            raise ConfigError(f"config.tracking.others[{i}]={other!r} must be an instance of a dataclass with open(run)")
     if (cfg.steps > 0) == (cfg.epochs > 0):
         raise ConfigError(
             f"config.steps={cfg.steps} and config.epochs={cfg.epochs}: set exactly one of them above 0 and the other to 0"
@@ -137,14 +144,7 @@ def validate_etl(etl: EtlConfig) -> None:
     """The rules between the fields of `config.etl`."""
     if etl.group_rows & (etl.group_rows - 1):
         raise ConfigError(f"config.etl.group_rows={etl.group_rows} must be a power of two")
-    if isinstance(etl.source, SqlSource):
-        _validate_sql(etl.source)
-    if not isinstance(etl.source, SqlSource) and not etl.source.path:
-        raise ConfigError("config.etl.source.path='' must name a file, a folder, a pattern such as rows-*.csv, or an address")
-    if isinstance(etl.source, CsvSource) and len(etl.source.delimiter) != 1:
-        raise ConfigError(f"config.etl.source.delimiter={etl.source.delimiter!r} must be one character")
-    if isinstance(etl.source, CsvSource):
-        _validate_encoding(etl.source.encoding)
+    _validate_source("config.etl.source", etl.source)
     if isinstance(etl.source, TextSource):
         _validate_text(etl.source, etl)
     if not isinstance(etl.transform, types.FunctionType):
@@ -178,13 +178,26 @@ def _validate_executor(executor: str) -> None:
         )
 
 
-def _validate_sql(source: SqlSource) -> None:
+def _validate_source(where: str, source: Any) -> None:
+    """Files that are named and can be read, or a database."""
+    if isinstance(source, SqlSource):
+        _validate_sql(where, source)
+        return
+    if not source.path:
+        raise ConfigError(f"{where}.path='' must name a file, a folder, a pattern such as rows-*.csv, or an address")
+    if isinstance(source, CsvSource):
+        if len(source.delimiter) != 1:
+            raise ConfigError(f"{where}.delimiter={source.delimiter!r} must be one character")
+        _validate_encoding(where, source.encoding)
+
+
+def _validate_sql(where: str, source: SqlSource) -> None:
     """A URL without a password, and either a table or a query."""
-    refuse_password("config.etl.source.url", source.url)
+    refuse_password(f"{where}.url", source.url)
     if bool(source.table) == bool(source.query.strip()):
-        raise ConfigError(f"config.etl.source: table={source.table!r} and query={source.query!r}; give a table's name or a query")
+        raise ConfigError(f"{where}: table={source.table!r} and query={source.query!r}; give a table's name or a query")
     if source.query and source.joins:
-        raise ConfigError("config.etl.source.joins are for config.etl.source.table; write the joins into the query")
+        raise ConfigError(f"{where}.joins are for {where}.table; write the joins into the query")
 
 
 def _validate_text(source: TextSource, etl: EtlConfig) -> None:
@@ -241,12 +254,12 @@ def _validate_dedup(etl: EtlConfig) -> None:
             raise ConfigError(f"config.etl.keep={etl.keep!r} is string; it must be a number or a timestamp")
 
 
-def _validate_encoding(name: str) -> None:
+def _validate_encoding(where: str, name: str) -> None:
     """An encoding of text that Python knows."""
     try:
         "".encode(name)
     except LookupError as error:
-        raise ConfigError(f"config.etl.source.encoding={name!r} is unknown; give one such as utf-8, latin-1 or utf-16") from error
+        raise ConfigError(f"{where}.encoding={name!r} is unknown; give one such as utf-8, latin-1 or utf-16") from error
 
 
 def _validate_column(column: Column) -> None:
@@ -254,8 +267,9 @@ def _validate_column(column: Column) -> None:
     where = f"config.etl.columns: {column.name!r}"
     if not column.extracted and (column.source or (column.derived and not isinstance(column.made, Given))):
         raise ConfigError(f"{where} is made by the hook or of others, and has a source or another way too; only one can be")
-    if column.buckets and not (column.role == "feature" and column.kind == "categorical"):
-        raise ConfigError(f"{where} has buckets={column.buckets}, which are for categorical features; leave it at 0")
+    if column.buckets and not (column.role == "feature" and column.kind != "numeric"):
+        raise ConfigError(f"{where} has buckets={column.buckets}, which are for categorical features and lists; leave it at 0")
+    _validate_list(column, where)
     if column.name.startswith(("_", "packed_")):
         raise ConfigError(f"{where} must not begin with '_' or 'packed_', which are names of ours")
     if column.name in RESERVED or "/" in column.name or "." in column.name:
@@ -275,15 +289,41 @@ def _validate_column(column: Column) -> None:
         raise ConfigError(f"{where} is {column.type}; a categorical must be string, int64 or bool")
 
 
+def _validate_list(column: Column, where: str) -> None:
+    """A list's type, length and separator."""
+    if column.kind != "list":
+        if column.max_len:
+            raise ConfigError(f"{where} has max_len={column.max_len}, which is for kind='list'; leave it at 0")
+        return
+    if column.role != "feature" or column.type != "string" or not isinstance(column.made, Given):
+        raise ConfigError(f"{where} has kind='list', which is for features of type 'string' that are not made of others")
+    if not column.max_len or not column.separator:
+        raise ConfigError(
+            f"{where} has max_len={column.max_len} and separator={column.separator!r}; of a list, say how many values of a row a "
+            f"model sees, and what is between them in a text"
+        )
+
+
+TIMES = ("timestamp", "int64", "float64")
+
+
 def _validate_auto(etl: EtlConfig) -> None:
-    """Types are found in the source: what is made or looked up must have one before."""
-    looked_up = {name for lookup in etl.lookups for name in (lookup.key, *lookup.columns)}
+    """Types are found in the source: what comes otherwise must have one before."""
     for column in etl.columns:
-        if column.type == AUTO and (not column.extracted or column.name in looked_up):
-            made = "of a lookup" if column.extracted else "made by the hook" if column.derived else "made of others"
+        whence = _whence(etl, column)
+        if column.type == AUTO and whence:
             raise ConfigError(
-                f"config.etl.columns: {column.name!r} is {made}; declare its type, one of {', '.join(STORAGE_TYPES)}"
+                f"config.etl.columns: {column.name!r} is {whence}; declare its type, one of {', '.join(STORAGE_TYPES)}"
             )
+
+
+def _whence(etl: EtlConfig, column: Column) -> str:
+    """Returns where a column comes from in words, "" of one of the source that no lookup is read by."""
+    if not column.extracted:
+        return "made by the hook" if column.derived else "made of others"
+    if any(column.name in (lookup.key, *lookup.columns) for lookup in etl.lookups):
+        return "of a lookup"
+    return "made of other rows" if any(column.name in step.columns for step in etl.gathered) else ""
 
 
 def _validate_roles(etl: EtlConfig) -> None:
@@ -307,6 +347,7 @@ def _validate_roles(etl: EtlConfig) -> None:
     _validate_label(etl)
     _validate_tokens(etl)
     _validate_growth(etl)
+    _validate_gathered(etl)
     _validate_made(etl)
     _validate_rules(etl)
     if label in (*from_source, *names):
@@ -326,6 +367,45 @@ def _validate_growth(etl: EtlConfig) -> None:
             "config.etl.grow='append' of a table needs dedup='exact' or 'key': rows that are read again could not be told from "
             "new ones"
         )
+
+
+def _validate_gathered(etl: EtlConfig) -> None:
+    """Steps over columns that are there before them."""
+    if etl.gathered and etl.grow == "append":
+        raise ConfigError("config.etl.grow='append' is not for config.etl.gathered: new rows need old ones; leave it at 'refit'")
+    if etl.gathered and isinstance(etl.label, NextToken):
+        raise ConfigError("config.etl.gathered is not for texts; leave it out")
+    made = {name for step in etl.gathered for name in step.columns}
+    declared = {c.name: c for c in etl.columns if c.extracted}
+    before = {name: c for name, c in declared.items() if name not in made}
+    for i, step in enumerate(etl.gathered):
+        where = f"config.etl.gathered[{i}]"
+        _validate_used(where, step, before)
+        for name in step.columns:
+            if name not in declared or declared[name].source:
+                raise ConfigError(f"{where} makes {name!r}; declare it in config.etl.columns, without a source, made or derived")
+            if isinstance(step, Histories) and declared[name].type != "string":
+                raise ConfigError(f"{where} makes {name!r}, a list; declare it as multivalued({name!r}, max_len={step.max_len})")
+            if name in before:
+                raise ConfigError(f"{where} makes {name!r}, which a step before it makes too")
+            before[name] = declared[name]
+        if isinstance(step, AsOf):
+            _validate_source(f"{where}.source", step.source)
+
+
+def _validate_used(where: str, step: Histories | AsOf, before: Mapping[str, Column]) -> None:
+    """Columns that a step can use; `before`: those that there are."""
+    time, values = (step.order, step.columns.values()) if isinstance(step, Histories) else (step.time, ())
+    for name in (*step.by, time, *values):
+        if name not in before:
+            raise ConfigError(f"{where}: {name!r} is no column of the rows before it{nearest(name, list(before))}")
+    if not step.by or not step.columns:
+        raise ConfigError(f"{where}: by={step.by} and columns={step.columns} must name some")
+    if before[time].type not in (*TIMES, AUTO):
+        raise ConfigError(f"{where}: {time!r} is {before[time].type}; it must be one of {', '.join(TIMES)}")
+    for name in values:
+        if before[name].type not in (*LABEL_TYPES, AUTO):
+            raise ConfigError(f"{where}: {name!r} is {before[name].type}; a history is of {', '.join(LABEL_TYPES)}")
 
 
 def _validate_made(etl: EtlConfig) -> None:

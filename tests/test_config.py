@@ -127,6 +127,8 @@ WRONG = {
     "a model that is no dataclass": ("cfg.model = object()", "config.model=object must be a dataclass with build("),
     "a model without build": ("cfg.model = cfg.optim", "config.model=OptimConfig must be a dataclass with build(features, rngs)"),
     "no model": ("cfg.model = None", "config.model=NoneType must be a dataclass with build(features, rngs)"),
+    "a tracker without open": ("cfg.tracking.others = (cfg.optim,)", "config.tracking.others[0]=", "a dataclass with open(run)"),
+    "a tracker's class": ("cfg.tracking.others = (type(cfg.model),)", "config.tracking.others[0]=", "an instance of a dataclass"),
     "a model's class": ("cfg.model = type(cfg.model)", "config.model=", "MLPConfig"),
     "a section's class": ("cfg.optim = OptimConfig", "config.optim=", "OptimConfig"),
     "group_rows": ("cfg.etl.group_rows = 100", "config.etl.group_rows=100 must be a power of two"),

@@ -134,6 +134,28 @@ def test_each_column_becomes_what_it_is_good_for(init: Init, table: pa.Table, tm
         assert line in text, line
 
 
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_lists_become_features_of_many_values(init: Init, tmp_path: Path, form: str) -> None:
+    """Of texts or whole numbers; what is nested otherwise is left out, and the rest of its row is not."""
+    lists = [[], ["red"], ["red", "big"], ["new", "red", "big"]]
+    rows = [
+        {"x": i * 7 % 11, "tags": lists[i % 4], "ids": [i % 3, 7], "far": [i / 3], "deep": {"a": i}, "y": i % 2}
+        for i in range(200)
+    ]
+    path = tmp_path / f"rows.{form}"
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, cfg = init(str(path), "--target", "y")
+    assert code == 0
+    assert cfg is not None
+    chosen = {c.name: (c.kind, c.max_len) for c in cfg.etl.columns}
+    assert chosen == {"x": ("numeric", 0), "tags": ("list", 3), "ids": ("list", 2)}
+    text = (tmp_path / "configs/mine.py").read_text()
+    assert text.count("holds nested values, or lists of what is no category") == 2
+
+
 def test_names_that_meet_and_names_with_quotes(init: Init, tmp_path: Path) -> None:
     """Two columns that would have one name: the second is left out and named. Quotes stand in the hook as they are."""
     some = [i * 37 % 53 for i in range(200)]

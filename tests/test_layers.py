@@ -34,7 +34,7 @@ ROWS = (
     ),
     ("store", "console", "collectives", "etl", "data", "objective", "models", "metrics", "optim", "parallel"),
     ("processes", "digest", "state", "step"),
-    ("plan", "checkpoint", "tracking", "attempts", "early_stop", "runtime", "resume", "compilations", "tracing"),
+    ("plan", "checkpoint", "tracking", "trackers", "attempts", "early_stop", "runtime", "resume", "compilations", "tracing"),
     ("scores", "segments", "evaluate", "predict", "memory", "compiled", "check", "topology", "checkpoints"),
     ("audit", "changes", "datasets", "reference", "init", "doctor"),
     ("report",),
@@ -45,7 +45,7 @@ PLACES = {name: (rank, i) for rank, row in enumerate(ROWS) for i, name in enumer
 
 DOORS = {  # dependency -> the only modules (or packages of ours) that import it
     "orbax": {"checkpoint"}, "tensorstore": {"checkpoint"},
-    "wandb": {"tracking"}, "grain": {"data"}, "pandas": {"etl"}, "sqlalchemy": {"etl"},
+    "wandb": {"trackers"}, "tensorboardX": {"trackers"}, "grain": {"data"}, "pandas": {"etl"}, "sqlalchemy": {"etl"},
     "tokenizers": {"etl"}, "distributed": {"etl"}, "adbc_driver_manager": {"etl"}, "adbc_driver_postgresql": {"etl"},
     "duckdb": set(), "pymysql": set(),
     "ml_collections": {"recipe"}, "absl": {"recipe"}, "importlib": {"cli", "runtime", "etl", "doctor"}, "runpy": {"recipe"},
@@ -144,7 +144,7 @@ def test_light_modules_import_the_standard_library_and_numpy_only() -> None:
 
 
 def test_imports_stand_at_the_top() -> None:
-    """But for W&B's, a second that a run without it does not pay, and the verbs, which `cli` imports when they are called."""
+    """But for the trackers', seconds that a run without them does not pay, and the verbs, which `cli` imports when called."""
     inside = {
         (here, name)
         for here, tree in TREES.items()
@@ -152,7 +152,8 @@ def test_imports_stand_at_the_top() -> None:
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         for name, _ in imports(function)
     }
-    assert inside == {("mlprod.tracking", "wandb")}
+    events = {("mlprod.trackers.tensorboard", name) for name in ("tensorboardX.proto", "tensorboardX.record_writer")}
+    assert inside == {("mlprod.trackers.wandb_run", "wandb"), *events}
 
 
 def test_there_is_no_drawer() -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from mlprod.errors import ConfigError
 from mlprod.features import Feature, FeatureSpec, Target
-from mlprod.models.mlp import MLPConfig, embedding_width
+from mlprod.models.layers import embedding_width
+from mlprod.models.mlp import MLPConfig
 from mlprod.models.protocol import Constant, Table
 from mlprod.models.tabular import Numbers, TabularConfig
 from mlprod.parallel.layouts import dims_of

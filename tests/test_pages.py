@@ -25,7 +25,7 @@ LIMIT_S = 300.0
 SHORTER = ("--config.epochs=3",)
 BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*(?:mlprod|python|pip|make|launch/\w+\.sh) ")
-ELSEWHERE = ("configs/gpu.py", "configs/tpu.py", "platform=cuda")  # what only runs on devices that are not here is parsed
+ELSEWHERE = ("configs/gpu.py", "configs/tpu.py", "platform=cuda", "dask://")  # what runs on other machines is parsed
 
 
 def commands(page: Path) -> Iterator[list[str]]:

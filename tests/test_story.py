@@ -19,7 +19,7 @@ from mlprod.etl import sources
 from mlprod.etl.extract import source_columns
 from mlprod.models.tabular import TabularConfig
 from mlprod.plan import make_plan
-from mlprod.predict import model_arrays, typed_rows
+from mlprod.predict import model_arrays, ready_rows, typed_rows
 from mlprod.report import past
 from mlprod.store import open_store
 from mlprod.tracking import read_log
@@ -163,7 +163,7 @@ def test_predict_feeds_the_model_the_stored_arrays(trained: Config) -> None:
     plan = make_plan(trained, jax.devices()[:1])
     names = [c.name for c in source_columns(trained.etl)]
     chunk = next(sources.chunks(trained.etl.source, names, 10_000))
-    rows, _ = typed_rows(trained.etl, chunk, [])
+    rows, _ = ready_rows(trained.etl, *typed_rows(trained.etl, chunk, []))
     fresh = model_arrays(plan, rows)
     reader = GroupReader(plan.store, plan.manifest, "train")
     keys = pq.read_table(Path(trained.dataset) / plan.manifest.splits["train"][0].path, columns=["key_id"])["key_id"].to_pylist()[

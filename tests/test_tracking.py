@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from mlprod.config import TrackingConfig
-from mlprod.tracking import LocalLog, Record, Trackers, open_trackers, read_log
+from mlprod.trackers.open import open_trackers
+from mlprod.tracking import LocalLog, Record, Trackers, read_log
 
 RECORD = Record(kind="train", step=1, position=64, values={"loss": (0.5, 64.0)}, ids="00ff")
 

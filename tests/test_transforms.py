@@ -22,6 +22,7 @@ from mlprod.config import (
     categorical,
     crossed,
     is_missing,
+    multivalued,
     numeric,
     time_cycle,
     time_part,
@@ -35,7 +36,7 @@ from mlprod.models.layers import Standardize, shaped
 from mlprod.models.mlp import MLPConfig
 from mlprod.models.tabular import TabularConfig
 from mlprod.plan import make_plan
-from mlprod.predict import model_arrays, typed_etl, typed_rows
+from mlprod.predict import model_arrays, ready_rows, typed_etl, typed_rows
 from mlprod.train import train
 from mlprod.validation import validate
 from tests.plain import ID, small_config, stored, table_text
@@ -54,6 +55,7 @@ COLUMNS = (
     Column(name="at", type="timestamp", role="input"), time_part("weekday", of="at", part="weekday"),
     time_part("hour", of="at", part="hour", kind="numeric"), *time_cycle("day", of="at", period="day"),
     crossed("both", of=("kind", "hour"), buckets=11), crossed("pair", of=("kind", "weekday")),
+    multivalued("tags", 3, min_count=2), multivalued("hashed", 4, buckets=7, separator=" ", source="said"),
 )  # fmt: skip
 
 
@@ -68,13 +70,15 @@ def rows(n: int = 60) -> list[tuple[object, ...]]:
             None if i % 13 == 2 else "abc"[i % 3],
             None if i % 17 == 4 else f"w{i * 7 % 23}",
             None if i % 19 == 6 else (begin + dt.timedelta(hours=7 * i)).isoformat(),
+            None if i % 9 == 4 else "|".join(f"t{j * i % 8}" for j in range(i % 6)) + "|" * (i % 2),
+            " ".join(f"say{j * i % 13}" for j in range(i % 5)),
             i % 2,
         )
         for i in range(n)
     ]
 
 
-HEADER = "id,x,n,z,kind,word,at,y"
+HEADER = "id,x,n,z,kind,word,at,tags,said,y"
 
 
 def config(folder: Path, **etl):
@@ -95,22 +99,22 @@ def test_the_same_bits_by_every_way(tmp_path):
     published, _ = build(cfg)
     plan = make_plan(cfg, jax.devices()[:1])
     etl = typed_etl(plan)
-    whole, reasons = typed_rows(etl, loose(rows()), [])
+    whole, reasons = ready_rows(etl, *typed_rows(etl, loose(rows()), []))
     assert reasons == [None] * 60
     predicted = model_arrays(plan, whole)
     for split in published.splits:
         kept = stored(tmp_path / "dataset", published, split)
         for name in ("numeric", "ids"):
             assert kept[name].tobytes() == predicted[name][kept["id"]].tobytes(), (split, name)
-    singles = [model_arrays(plan, typed_rows(etl, loose([row]), [])[0]) for row in rows()]
+    singles = [model_arrays(plan, ready_rows(etl, *typed_rows(etl, loose([row]), []))[0]) for row in rows()]
     for name, values in predicted.items():
         assert values.tobytes() == np.concatenate([single[name] for single in singles]).tobytes(), name
     # By numpy alone: what is made of others is made by `apply`; the hook's column is given.
     given = [c.name for c in etl.columns if c.extracted] + ["twice"]
     alone = apply(plan.features, {name: raw_column(whole[name]) for name in given})
     assert alone["numeric"].tobytes() == predicted["numeric"].tobytes()
-    for i, f in enumerate(plan.features.categorical):
-        assert alone[f.name].tobytes() == np.ascontiguousarray(predicted["ids"][:, i]).tobytes()
+    ids = [alone[f.name].reshape(60, -1) for f in (*plan.features.categorical, *plan.features.lists)]
+    assert np.concatenate(ids, axis=1).tobytes() == predicted["ids"].tobytes()
 
 
 def test_what_the_columns_become(tmp_path):
@@ -118,7 +122,8 @@ def test_what_the_columns_become(tmp_path):
     cfg = config(tmp_path)
     build(cfg)
     plan = make_plan(cfg, jax.devices()[:1])
-    whole, _ = typed_rows(typed_etl(plan), loose(rows()), [])
+    etl = typed_etl(plan)
+    whole, _ = ready_rows(etl, *typed_rows(etl, loose(rows()), []))
     arrays = apply(plan.features, {f.name: raw_column(whole[f.name]) for f in plan.features.features})
     numbers = {f.name: arrays["numeric"][:, i] for i, f in enumerate(plan.features.numeric)}
     assert numbers["no_z"].tolist() == [float(row[3] is None) for row in rows()]
@@ -237,6 +242,11 @@ def test_the_tabular_model_sees_clipped_numbers():
         (numeric("p", buckets=4), "has buckets=4, which are for categorical features"),
         (categorical("p", log=True), "which are for numeric features"),
         (numeric("p", clip_low=1.0, clip_high=1.0), "must be below clip_high=1"),
+        (multivalued("p", 0), "has max_len=0 and separator='|'; of a list, say how many values of a row a model sees"),
+        (multivalued("p", 2, separator=""), "separator=''; of a list"),
+        (multivalued("p", 2, type="int64"), "is for features of type 'string'"),
+        (multivalued("p", 2, role="input"), "is for features of type 'string'"),
+        (categorical("p", max_len=2), "has max_len=2, which is for kind='list'"),
     ],
 )
 def test_what_a_config_cannot_say(column, told, tmp_path):
@@ -255,7 +265,7 @@ def test_a_hook_does_not_see_what_is_made_of_others(tmp_path):
     etl = dataclasses.replace(config(tmp_path).etl, transform=look)
     table = pa.table({
         "id": [1], "x": [1.0], "n": [1], "z": [1.0], "kind": ["a"], "word": ["b"],
-        "at": pa.array([0], pa.timestamp("us", "UTC")),
+        "at": pa.array([0], pa.timestamp("us", "UTC")), "tags": ["c"], "hashed": ["d"],
     })  # fmt: skip
     assert derive(etl, table)["hour"].to_pylist() == [0]
-    assert seen == ["id", "x", "n", "z", "kind", "word", "at"]
+    assert seen == ["id", "x", "n", "z", "kind", "word", "at", "tags", "hashed"]

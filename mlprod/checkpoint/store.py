@@ -48,6 +48,7 @@ class Store:
         self.saved, self._cfg = SavedSteps(workdir), cfg
         self._copies = Copies(cfg.copies) if cfg.copies and jax.process_index() == 0 else None
         self._lease = Lease(self._copies.store, workdir) if self._copies else None
+        self.good: list[int] = []  # the steps that this process restored or read back; grows, and others may read it
         self._missed = ""  # why the newest good step is not copied yet
         self._pending = -1  # the step of a save under way
         self._unread = -1  # the newest saved step that is still to be read back
@@ -196,6 +197,7 @@ class Store:
                 f"checkpoint {self.saved.folder(step)} was read back and is not what was saved: {error}; "
                 f"start again: that goes back to the one before"
             ) from error
+        self.good.append(step)
         if jax.process_index() == 0:
             self._prune(step)
 
@@ -247,6 +249,8 @@ class Store:
                 self._reopen()
                 found = self._restore(abstract, where, accept)
             self._unread = found[1].step if found else -1  # for its copy, which may be missing
+        if found is not None:
+            self.good.append(found[1].step)
         if found is not None and jax.process_index() == 0:
             self._prune(found[1].step)
         return found

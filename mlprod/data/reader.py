@@ -22,7 +22,10 @@ from mlprod.store import Store
 Arrays = dict[str, np.ndarray]
 Shapes = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 FLOAT32, INT32, UINT64 = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.uint64)
-KINDS = {"numeric": (("numeric",), FLOAT32), "ids": (("categorical", "sequence"), INT32)}  # array -> kinds of features, dtype
+KINDS = {
+    "numeric": (("numeric",), FLOAT32),
+    "ids": (("categorical", "list", "sequence"), INT32),
+}  # array -> kinds of features, dtype
 
 
 class GroupReader:
@@ -74,21 +77,23 @@ class GroupReader:
         """Returns the rows of one array out of a row group's bytes: a view where they lie in one column, as packed ones do."""
         _, dtype, stored = self._stored[name]
         if len(stored) == 1:
-            return np.frombuffer(data, self._rows[name], num_rows, offsets[stored[0]])
-        columns = [np.frombuffer(data, dtype, num_rows, offsets[column]) for column in stored]
-        return np.stack(columns, axis=1).view(self._rows[name])[:, 0]
+            return np.frombuffer(data, self._rows[name], num_rows, offsets[next(iter(stored))])
+        columns = [np.frombuffer(data, dtype, num_rows * width, offsets[column]) for column, width in stored.items()]
+        return np.concatenate([column.reshape(num_rows, -1) for column in columns], axis=1).view(self._rows[name])[:, 0]
 
 
-def _stored(manifest: Manifest) -> dict[str, tuple[tuple[int, ...], np.dtype, list[str]]]:
-    """Returns {array name: (shape of one row, dtype, the Parquet columns that hold it)}."""
-    found: dict[str, tuple[tuple[int, ...], np.dtype, list[str]]] = {}
+def _stored(manifest: Manifest) -> dict[str, tuple[tuple[int, ...], np.dtype, dict[str, int]]]:
+    """Returns {array name: (shape of one row, dtype, {Parquet column that holds of it: values a row})}."""
+    found: dict[str, tuple[tuple[int, ...], np.dtype, dict[str, int]]] = {}
     for name, (kinds, dtype) in KINDS.items():
         columns = [c for c in manifest.columns if c.kind in kinds]
         if columns:
-            width = sum(math.prod(c.shape) for c in columns)
-            found[name] = (width,), dtype, list(dict.fromkeys(c.stored_in for c in columns))
-    found |= {"label": ((), FLOAT32, ["label"]), "row_id": ((), UINT64, ["row_id"])}
-    weights = [c.stored_in for c in manifest.columns if c.role == "weight"]
+            widths = dict.fromkeys((c.stored_in for c in columns), 0)
+            for c in columns:
+                widths[c.stored_in] += math.prod(c.shape)
+            found[name] = (sum(widths.values()),), dtype, widths
+    found |= {"label": ((), FLOAT32, {"label": 1}), "row_id": ((), UINT64, {"row_id": 1})}
+    weights = {c.stored_in: 1 for c in manifest.columns if c.role == "weight"}
     return found | ({"weight": ((), FLOAT32, weights)} if weights else {})
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlprod.config import Column
-from mlprod.etl.columnar import as_declared, objects
+from mlprod.etl.columnar import as_column, objects
 from mlprod.etl.schema import Loose
 
 # The years 1 to 9999, which Python's times can hold, in days.
@@ -45,7 +45,7 @@ def _typed(batch: pa.RecordBatch, columns: Sequence[Column], where: Callable[[in
         arrays.append(array)
         for i in beyond:
             broken.setdefault(i, f"column {c.name!r} holds a time beyond the years 1 to 9999")
-    declared = [None if broken else _as_declared(array, c.type) for array, c in zip(arrays, columns, strict=True)]
+    declared = [None if broken else _as_declared(array, c) for array, c in zip(arrays, columns, strict=True)]
     names = [c.name for c in columns]
     if all(array is not None for array in declared):
         return pa.table(dict(zip(names, declared, strict=True)))
@@ -70,11 +70,11 @@ def _is_numeric(kind: pa.DataType) -> bool:
     return isinstance(kind, pa.OpaqueType) and kind.type_name == "numeric"
 
 
-def _as_declared(array: pa.Array, type_name: str) -> pa.Array | None:
+def _as_declared(array: pa.Array, column: Column) -> pa.Array | None:
     if not _is_numeric(array.type):
-        return as_declared(array, type_name)
+        return as_column(array, column)
     try:
-        return as_declared(pc.cast(array.storage, pa.float64()), type_name) if type_name == "float64" else None
+        return as_column(pc.cast(array.storage, pa.float64()), column) if column.type == "float64" else None
     except pa.ArrowException:  # digits beyond a double
         return None
 

@@ -27,9 +27,10 @@ from typing import Any
 from uuid import uuid4
 
 import distributed
+from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
-from mlprod.config import EtlConfig, SqlSource
+from mlprod.config import AsOf, EtlConfig, SqlSource
 from mlprod.errors import BuildError, ClusterLost, DataError, MachineError
 from mlprod.etl.connection import connect
 from mlprod.etl.files import files_of
@@ -73,10 +74,12 @@ def _versions() -> tuple[tuple[str, str], ...]:
 
 def wanted_of(etl: EtlConfig, work: Path) -> Wanted:
     """Returns what the workers of a build must be and see, and leaves a mark for them in its folder, which is there."""
+    others = (step.source for step in etl.gathered if isinstance(step, AsOf))
+    files = tuple(file for source in (etl.source, *others) for file in _files(source))
     path, mark, token = hook_file(etl), work / f"{MARK}{uuid4().hex}", uuid4().hex
     mark.write_text(token)
     return Wanted(
-        versions=_versions(), code=CODE, hook=(path, file_sha256(path) if path else ""), files=_files(etl.source),
+        versions=_versions(), code=CODE, hook=(path, file_sha256(path) if path else ""), files=files,
         url=etl.source.url if isinstance(etl.source, SqlSource) else "", mark=str(mark), token=token,
     )  # fmt: skip
 
@@ -136,6 +139,8 @@ def look(wanted: Wanted) -> tuple[str, str]:
 def check(wanted: Wanted, looks: dict[str, Any], executor: str) -> None:
     """Raises MachineError for the first worker that is not as wanted; `looks`: by worker, what `look` returned or raised."""
     for worker, seen in sorted(looks.items()):
+        if isinstance(seen, CommClosedError):  # it ended before it could answer: then it does no task
+            continue
         if isinstance(seen, BaseException):
             told = " ".join(f"{type(seen).__name__}: {seen}".split())[:200]
             lacks = f"cannot run this mlprod ({told}); install the same there and start the worker again"

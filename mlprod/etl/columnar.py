@@ -137,7 +137,7 @@ def typed(part: RowGroup, columns: Sequence[Column], chunk_rows: int) -> Iterato
     """Yields the columns of a row group in their types, or as Python objects where a value may not be of its type."""
     names = [c.name for c in columns]
     for first, batch in _batches(part, names, chunk_rows):
-        arrays = [as_declared(array, c.type) for array, c in zip(batch.columns, columns, strict=True)]
+        arrays = [as_column(array, c) for array, c in zip(batch.columns, columns, strict=True)]
         if any(array is None for array in arrays):
             yield _as_python(part.path, first, batch)
         else:
@@ -160,6 +160,18 @@ def objects(array: pa.Array) -> list[Any]:
 def row_of_file(path: str, first: int, i: int) -> str:
     """Returns where row i stands behind the `first` rows of a file."""
     return f"{path} row {first + i + 1}"
+
+
+def as_column(array: pa.Array, column: Column) -> pa.Array | None:
+    """Returns a column in its declared type, of lists as texts; None where a value may not be of it."""
+    kind = array.type
+    if column.kind != "list" or not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return as_declared(array, column.type)
+    if not (pa.types.is_integer(kind.value_type) or pa.types.is_string(kind.value_type)) or pc.list_flatten(array).null_count:
+        return None  # value by value
+    words = pc.cast(array, pa.list_(pa.string()))
+    held = pc.any(pc.match_substring(pc.list_flatten(words), column.separator)).as_py()
+    return None if held else as_declared(pc.binary_join(words, column.separator), "string")
 
 
 def as_declared(array: pa.Array, type_name: str) -> pa.Array | None:
@@ -249,10 +261,6 @@ def _object(line: bytes) -> dict[str, Any] | str:
 def _as_columns(part: Lines, names: Sequence[str], rows: Sequence[tuple[int, dict[str, Any] | str]]) -> Loose:
     broken = {i: row for i, (_, row) in enumerate(rows) if isinstance(row, str)}
     objects = [row if isinstance(row, dict) else {} for _, row in rows]
-    for i, row in enumerate(objects):
-        nested = [name for name in names if isinstance(row.get(name), dict | list)]
-        if nested:
-            broken.setdefault(i, f"has a nested value in {nested[0]!r}")
     columns = {name: [None if i in broken else row.get(name) for i, row in enumerate(objects)] for name in names}
     return Loose(columns, len(rows), partial(_line_of_part, part, [number for number, _ in rows]), broken)
 

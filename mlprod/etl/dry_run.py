@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.box import SIMPLE_HEAD
@@ -19,7 +20,7 @@ from rich.text import Text
 
 from mlprod.config import AUTO, AnyLabel, Classes, Column, Config, EtlConfig, NextToken, Number, SqlSource
 from mlprod.errors import DataError
-from mlprod.etl import infer, rules, sources, tokenize
+from mlprod.etl import gather, infer, rules, sources, tokenize
 from mlprod.etl.derive import check_row_wise, derive
 from mlprod.etl.extract import renamed, source_columns
 from mlprod.etl.label import described, label_column, said
@@ -61,6 +62,7 @@ def look(etl: EtlConfig) -> Look:
     rows = renamed(etl, rows.filter(pa.array([i not in bad for i in range(rows.num_rows)])))
     for lookup in lookups:
         rows = lookup.join(rows)
+    rows, _ = gather.gathered_rows(etl, rows, np.ones(rows.num_rows, bool))
     labelled = rows.filter(pc.is_valid(rows[etl.label.column]))
     if labelled.num_rows:
         check_row_wise(etl, labelled)

@@ -2,7 +2,7 @@
 
 Promise: what SQLAlchemy's cursor would give, value for value, many times as fast and a batch at a time; but a time that Python
 cannot hold, of which the cursor makes the last of the year 9999, is refused. Types that are not known to be so are left to the
-cursor; lists, structs and bytes are refused by name.
+cursor; structs, bytes, and lists of columns that are none are refused by name.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,14 +35,15 @@ def sent(select: sa.Select[Any], engine: sa.Engine) -> str:
     return str(select.compile(dialect=engine.dialect, compile_kwargs={"literal_binds": True}))
 
 
-def check(connection: sa.Connection, query: str, source: SqlSource) -> dict[str, str]:
-    """Returns {column: the name of its type in DuckDB} of a query.
+def check(connection: sa.Connection, query: str, source: SqlSource, columns: Sequence[Column]) -> dict[str, str]:
+    """Returns {column: the name of its type in DuckDB, of a list's values} of a query.
 
     Raises:
         DataError: a column is of a type of which no value of ours can be made.
     """
     relation = _native(connection).sql(query)
-    kinds = {name: str(kind.id) for name, kind in zip(relation.columns, relation.types, strict=True)}
+    lists = {c.name for c in columns if c.kind == "list"}
+    kinds = {name: _name(kind, name in lists) for name, kind in zip(relation.columns, relation.types, strict=True)}
     for (name, kind), full in zip(kinds.items(), relation.types, strict=True):
         if kind in NO_VALUES:
             raise DataError(
@@ -50,6 +51,10 @@ def check(connection: sa.Connection, query: str, source: SqlSource) -> dict[str,
                 f"part of it by config.etl.source.query, such as {name}[1], {name}.part or hex({name})"
             )
     return kinds
+
+
+def _name(kind: Any, may_be_list: bool) -> str:
+    return str(kind.child.id) if may_be_list and str(kind.id) == "list" else str(kind.id)
 
 
 @contextmanager
@@ -62,7 +67,7 @@ def rows(
         DataError: the query, or a value in it, is refused.
     """
     with connected(source) as connection, _told(connection, source):
-        kinds = check(connection, query, source)
+        kinds = check(connection, query, source, columns)
         batches = _native(connection).sql(query).to_arrow_reader(chunk_rows) if set(kinds.values()) <= KNOWN else None
         yield None if batches is None else typed(batches, columns, chunk_rows, where)
 

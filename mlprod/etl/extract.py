@@ -6,10 +6,10 @@ Price: every row is held once, a chunk at a time, and written to disk once.
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial, singledispatch
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
 import numpy as np
@@ -37,9 +37,9 @@ from mlprod.hashing import hash_columns
 
 
 def source_columns(etl: EtlConfig) -> list[Column]:
-    """Returns the columns that come out of the source itself, by their names there: neither derived nor from a lookup."""
-    looked_up = {name for lookup in etl.lookups for name in lookup.columns}
-    return [replace(c, name=c.source or c.name) for c in etl.columns if c.extracted and c.name not in looked_up]
+    """Returns the columns that come out of the source itself, by their names there: not derived, looked up or gathered."""
+    added = {name for step in (*etl.lookups, *etl.gathered) for name in step.columns}
+    return [replace(c, name=c.source or c.name) for c in etl.columns if c.extracted and c.name not in added]
 
 
 def renamed(etl: EtlConfig, rows: pa.Table) -> pa.Table:
@@ -95,6 +95,13 @@ class Reading:
     held_bytes: int  # of rows that wait to be spilled
     excluded: Excluded
     lacking: Mapping[str, Sequence[str]]  # file -> columns that it has not, where that is allowed
+    before: report.Counts = field(default_factory=report.Counts)  # of rows that were left out before
+    bad_files: Sequence[Path] = ()  # of those that are written down
+
+    @property
+    def reader(self) -> "Reading":
+        """What a task needs beside its parts."""
+        return self
 
     def parts(self) -> list[list[Any]]:
         """Returns what tasks read: some parts each."""
@@ -201,7 +208,26 @@ class Extracted:
         return replace(self, counts=report.merged([self.counts, more]), bad_rows=[*self.bad_rows, *bad_rows])
 
 
-def extract(etl: EtlConfig, tasks: Tasks, reading: Reading, *, may_be_none: bool = False) -> Extracted:
+class Rows(Protocol):
+    """Rows in parts: see `Reading`, whose fields these are."""
+
+    @property
+    def bits(self) -> int: ...
+    @property
+    def held_bytes(self) -> int: ...
+    @property
+    def excluded(self) -> Excluded: ...
+    @property
+    def before(self) -> report.Counts: ...
+    @property
+    def bad_files(self) -> Sequence[Path]: ...
+    @property
+    def reader(self) -> "Rows": ...  # what a task is sent beside its parts
+    def parts(self) -> Sequence[Sequence[Any]]: ...
+    def rows(self, etl: EtlConfig, parts: Sequence[Any]) -> Iterator[Sorted]: ...
+
+
+def extract(etl: EtlConfig, tasks: Tasks, reading: Rows, *, may_be_none: bool = False) -> Extracted:
     """Reads the source, a task a part, into files cut by key hash, so that all rows of a key meet in one bucket.
 
     Raises:
@@ -211,11 +237,11 @@ def extract(etl: EtlConfig, tasks: Tasks, reading: Reading, *, may_be_none: bool
     check_hook(etl, (found.rows for some in parts for found in reading.rows(etl, some)), partial(rules.check_expressions, etl))
     done = tasks.run(
         "extract",
-        {f"{i:06d}": partial(extract_part, etl, reading, tasks.work, i, p) for i, p in enumerate(parts)},
+        {f"{i:06d}": partial(extract_part, etl, reading.reader, tasks.work, i, p) for i, p in enumerate(parts)},
         rows=lambda left: left["counts"]["read"],
     )
-    counts = report.merged([report.Counts(**left["counts"]) for left in done.values()])
-    bad = bad_rows.files_of(tasks.work / "extract", done.values())
+    counts = report.merged([reading.before, *(report.Counts(**left["counts"]) for left in done.values())])
+    bad = [*reading.bad_files, *bad_rows.files_of(tasks.work / "extract", done.values())]
     extracted = Extracted(counts, spill.by_bucket(spill.index_of(done.values())), bad)
     _check_shares(etl, counts)
     if not may_be_none:
@@ -247,14 +273,14 @@ def _check_shares(etl: EtlConfig, counts: report.Counts) -> None:
     rules.check_shares(etl, counts)
 
 
-def extract_part(etl: EtlConfig, reading: Reading, work: Path, number: int, parts: Sequence[Any]) -> dict[str, Any]:
+def extract_part(etl: EtlConfig, reading: Rows, work: Path, number: int, parts: Sequence[Any]) -> dict[str, Any]:
     """Reads some parts: their rows in their types, with what is derived and looked up, labelled, hashed, and cut by key hash."""
     counts, left_out = report.Counts(), list[Bad]()
     place = spill.own_name(work / "extract", f"{number:06d}")
     with spill.Spill(place, reading.held_bytes) as out:
         for found in reading.rows(etl, parts):
             counts.read += found.num_rows
-            found = _not_excluded(reading.excluded, found, counts)
+            found = not_excluded(reading.excluded, found, counts)
             labelled = _labelled(etl, found)
             counts.bad += len(found.bad)
             counts.without_label += found.rows.num_rows - labelled.rows.num_rows
@@ -270,7 +296,7 @@ def extract_part(etl: EtlConfig, reading: Reading, work: Path, number: int, part
     return {"counts": asdict(counts), **out.told()}
 
 
-def _not_excluded(excluded: Excluded, found: Sorted, counts: report.Counts) -> Sorted:
+def not_excluded(excluded: Excluded, found: Sorted, counts: report.Counts) -> Sorted:
     """Returns the rows whose keys are not left out; counts the others."""
     wanted = ~excluded.among(found.rows)
     counts.excluded += found.rows.num_rows - int(wanted.sum())

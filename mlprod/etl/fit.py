@@ -8,7 +8,7 @@ memory, and of each numeric column up to a twentieth of its values.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ from mlprod.config import Column
 from mlprod.errors import DataError
 from mlprod.etl.derive import made_columns
 from mlprod.etl.schema import combined
-from mlprod.features import Feature, FeatureSpec, Target
+from mlprod.features import Feature, FeatureSpec, Target, values_of
 from mlprod.made import as_text
 
 _DIGIT = 16
@@ -255,10 +255,21 @@ def _value_counts(columns: Sequence[Column], table: pa.Table) -> dict[str, dict[
     counts = {}
     for c in columns:
         found = pc.value_counts(combined(pc.drop_null(table[c.name])))
-        values = found.field("values")
+        values, times = found.field("values"), found.field("counts").to_pylist()
         text = values.to_pylist() if c.type == "string" else as_text(values.to_numpy(zero_copy_only=False)).tolist()
-        counts[c.name] = dict(zip(text, found.field("counts").to_pylist(), strict=True))
+        of_texts = dict(zip(text, times, strict=True))
+        counts[c.name] = _in_lists(c, of_texts) if c.kind == "list" else of_texts
     return counts
+
+
+def _in_lists(column: Column, counts: Mapping[str, int]) -> dict[str, int]:
+    """Returns {value: in how many places of lists it is}; `counts`: rows of each list's text."""
+    found = Counter[str]()
+    for text, rows in counts.items():
+        for word in values_of(column, text):
+            found[word] += rows
+    found.pop("", None)  # is missing
+    return found
 
 
 def classes(over: Mapping[str, Over], column: Column) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -316,18 +327,20 @@ def exact_sum(values: np.ndarray) -> Fraction:
     return total
 
 
+def _feature(c: Column, fill: float, words: tuple[str, ...]) -> Feature:
+    if c.kind == "numeric":
+        return Feature(name=c.name, kind=c.kind, fill=fill)
+    feature = Feature(name=c.name, kind=c.kind, vocabulary=words, buckets=c.buckets)
+    return replace(feature, length=c.max_len, separator=c.separator) if c.kind == "list" else feature
+
+
 def fit(over: Over, columns: Sequence[Column], target: Target) -> FeatureSpec:
     """Fits the features among `columns` over the tables of the training split; means and scales follow when it is written."""
     features = [c for c in columns if c.role == "feature"]
     fills = _fills(over, [c for c in features if c.kind == "numeric"])
-    words = vocabularies(over, [c for c in features if c.kind == "categorical" and not c.buckets])
+    words = vocabularies(over, [c for c in features if c.kind != "numeric" and not c.buckets])
     return FeatureSpec(
-        features=tuple(
-            Feature(name=c.name, kind=c.kind, fill=fills[c.name])
-            if c.kind == "numeric"
-            else Feature(name=c.name, kind=c.kind, vocabulary=words.get(c.name, ()), buckets=c.buckets)
-            for c in features
-        ),
+        features=tuple(_feature(c, fills.get(c.name, 0.0), words.get(c.name, ())) for c in features),
         target=target,
         made=made_columns(columns),
     )

@@ -27,7 +27,7 @@ def differences(
 ) -> list[dict[str, Any]]:
     """Returns {"name", "psi", "psi_by_chance", "unknown": (share before, share of the new)} of each feature."""
     old, now = (_sample(dataset, columns, shards) for shards in (before, new))
-    return [{"name": f.name, **_of(f, old[f.name], now[f.name])} for f in (*spec.numeric, *spec.categorical)]
+    return [{"name": f.name, **_of(f, old[f.name], now[f.name])} for f in spec.fitted]
 
 
 def _sample(dataset: Path, columns: Sequence[StoredColumn], shards: Sequence[Shard]) -> Mapping[str, Any]:
@@ -41,7 +41,8 @@ def _sample(dataset: Path, columns: Sequence[StoredColumn], shards: Sequence[Sha
 
 
 def _of(f: Feature, old: np.ndarray, new: np.ndarray) -> dict[str, Any]:
-    if f.kind == "categorical":
+    if f.kind != "numeric":
+        old, new = old.reshape(-1), new.reshape(-1)  # of lists, each of their ids
         size = int(max(old.max(), new.max())) + 1
         counts = [np.bincount(ids, minlength=size) for ids in (old, new)]
         shares = [float((ids == UNKNOWN).mean()) for ids in (old, new)]

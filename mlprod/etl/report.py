@@ -99,7 +99,7 @@ def column_rows(
     counts: Counts, columns: Sequence[Column], spec: FeatureSpec, labelled: int, profiles: Mapping[str, Profile]
 ) -> list[dict[str, Any]]:
     """Returns one JSON object a column: what it is and becomes, what is missing, its ends, and what is seen of it."""
-    fitted = {f.name: f for f in (*spec.numeric, *spec.categorical)}
+    fitted = {f.name: f for f in spec.fitted}
     rows = []
     for c in columns:
         f, seen = fitted.get(c.name), profiles[c.name]
@@ -110,7 +110,7 @@ def column_rows(
             "low": counts.low.get(c.name, None if c.sensitive else seen.low),
             "high": counts.high.get(c.name, None if c.sensitive else seen.high),
             "fill": f.fill if f and f.kind == "numeric" and not c.sensitive else None,
-            "vocabulary": f.num_ids - FIRST if f and f.kind == "categorical" else None,
+            "vocabulary": f.num_ids - FIRST if f and f.kind != "numeric" else None,
             "buckets": f.buckets if f else 0,
             **seen.shown(sensitive=c.sensitive),
         })  # fmt: skip

@@ -1,7 +1,8 @@
 """The ETL story: rows of a source become a version of a dataset. Read this file first.
 
-extract (typed, joined, hashed, cut by key hash) -> settle (equal rows, row ids) -> sort (by order hash) -> fit (training split
-only; of texts: tokenize, pack) -> write (row groups in order of the hash) -> publish (the manifest, last).
+extract (typed, joined, with what other rows tell by `gather`, hashed, cut by key hash) -> settle (equal rows, row ids) -> sort
+(by order hash) -> fit (training split only; of texts: tokenize, pack) -> write (row groups in order of the hash) -> publish (the
+manifest, last).
 
 Promise: memory follows from `memory_bytes`, not from the input; a kill at any moment leaves the versions there were, and the
 same command goes on with the tasks that are left. The same content gives the same `dataset_id`, and the same bytes.
@@ -11,6 +12,7 @@ Price: rows are written to disk twice before they are written as Parquet, thrice
 import json
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +22,7 @@ from mlprod import compare, manifest
 from mlprod.config import Config, EtlConfig, JsonLinesSource
 from mlprod.console import PhaseLines
 from mlprod.errors import DataError, WorkdirError
-from mlprod.etl import drift, exclude, growth, infer, report, retention, rules, sources, tokenize
+from mlprod.etl import drift, exclude, gather, growth, infer, report, retention, rules, sources, tokenize
 from mlprod.etl.extract import Reading, extract, plan_reading, sized, source_columns
 from mlprod.etl.identity import Identity
 from mlprod.etl.index import Index
@@ -39,7 +41,7 @@ from mlprod.store import is_remote, open_store
 ETL_VERSION = 2  # of this program: another version builds anew
 
 
-def build_key(etl: EtlConfig, identity: Identity) -> str:
+def build_key(etl: EtlConfig, identity: Identity, others: Sequence[Identity]) -> str:
     """Returns 32 hex digits over all that decides a build: program, config, and what the sources hold now."""
     lookups = [lookup_identity(lookup) for lookup in etl.lookups]
     parts = {
@@ -47,7 +49,8 @@ def build_key(etl: EtlConfig, identity: Identity) -> str:
         "config": compare.data_json(etl),
         "source": identity.description,
         "lookups": lookups,
-        "nonce": "" if identity.stable else time.time_ns(),
+        "nonce": "" if all(each.stable for each in (identity, *others)) else time.time_ns(),
+        **({"others": [other.description for other in others]} if others else {}),
         **({"excluded_keys": exclude.identity(etl)} if etl.exclude_keys else {}),
         **tokenize.identity(etl.label),
     }
@@ -93,7 +96,8 @@ def build(cfg: Config) -> tuple[Manifest, bool]:
     with PhaseLines(wanted=cfg.tracking.progress) as lines:
         with lines.phase("identify", sources.num_bytes(etl.source), "MB") as phase:
             identity = sources.identify(etl.source, names, phase.add)
-        base, newest = build_key(etl, identity), _newest(cfg)
+        others = gather.identities(etl)
+        base, newest, identity = build_key(etl, identity, others), _newest(cfg), gather.sized(etl, identity, others)
         built = _built(etl, newest, base)
         if built is not None and not work_folder(dataset, built.build_key).exists():
             return built, False
@@ -144,7 +148,7 @@ def _build(job: Job, lines: PhaseLines) -> Manifest:
         schema = _schema(etl, reading, job.newest, parent)
         etl, reading, types = infer.resolved(etl, tasks, reading)
         etl = sendable(etl)
-        extracted = extract(etl, tasks, reading, may_be_none=parent is not None)
+        extracted = extract(etl, tasks, gather.gather(etl, tasks, reading), may_be_none=parent is not None)
         if parent and not extracted.counts.usable:
             return parent.version
         if not sources.unchanged(cfg.etl.source, names, job.identity):
@@ -180,11 +184,20 @@ def _schema(etl: EtlConfig, reading: Reading, newest: Manifest | None, parent: g
     return drift.joined(parent.version.source["schema"], schema) if parent else schema
 
 
+def _hear_ctrl_c() -> None:
+    """Puts Python's handler of Ctrl-C back where it was.
+
+    A database driver imports polars where that is installed, which puts one of its own in place, behind which a process that
+    waits for its tasks does not hear Ctrl-C.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, handler)
+
+
 def main(cfg: Config) -> None:
     """The verb `etl`: builds the dataset and shows its report."""
-    # A database driver imports polars where it is installed, and that puts a handler in place of Python's behind which a process
-    # that waits for its tasks does not hear Ctrl-C.
-    signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT))
+    _hear_ctrl_c()
     published, fresh = build(cfg)
     report.show(json.loads((Path(cfg.dataset) / published.report).read_text()))
     if not fresh:

@@ -6,7 +6,7 @@ key, and of packed or remote files, it is the first rows.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -15,21 +15,24 @@ from mlprod.config import Column, CsvSource, SqlSource
 from mlprod.errors import DataError
 from mlprod.etl import infer, ranges, sources
 from mlprod.etl.files import files_of, is_plain
-from mlprod.etl.schema import Loose, cast
+from mlprod.etl.schema import Loose, cast, text_of_list
 from mlprod.etl.sql import sql_count
 from mlprod.store import is_remote
 
+SEPARATOR = "|"  # of lists
 ROWS, PLACES = 100_000, 50  # looked at; places of a large source that they come from
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Some rows. `rows`: the columns in their types; `whole`: these are all there are."""
+    """Some rows. `rows`: the columns in their types, lists as texts; `whole`: these are all there are."""
 
     rows: pa.Table
     types: dict[str, str]
     whole: bool
     num_rows: int  # of the source, about
+    lists: dict[str, int] = field(default_factory=dict)  # columns of lists -> values of the longest one
+    nested: frozenset[str] = frozenset()  # columns of other nested values, which are null in `rows`
 
 
 def sample_of(source: Any, names: Sequence[str], words: str = "") -> Sample:
@@ -47,11 +50,27 @@ def sample_of(source: Any, names: Sequence[str], words: str = "") -> Sample:
     found = len(values[names[0]])
     if not found:
         raise DataError("the source has no rows to learn from")
+    lists, nested = dict[str, int](), set[str]()
+    for name, column in values.items():
+        if any(isinstance(value, list | dict) for value in column):
+            try:
+                values[name] = [None if value is None else text_of_list(_listed(value), SEPARATOR) for value in column]
+                lists[name] = max(len(value) for value in column if value is not None)
+            except ValueError:
+                values[name] = [None] * found
+                nested.add(name)
     types = {name: _type(column) for name, column in values.items()}
     if types.get(words) == "bool" and any(isinstance(value, str) for value in values[words]):
         types[words] = "string"
     arrays = {name: cast(column, types[name])[0] for name, column in values.items()}
-    return Sample(pa.table(arrays), types, whole and found < ROWS, max(about, found) if not whole else found)
+    size = max(about, found) if not whole else found
+    return Sample(pa.table(arrays), types, whole and found < ROWS, size, lists, frozenset(nested))
+
+
+def _listed(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError("no list")
+    return value
 
 
 def _about(source: Any) -> int:

@@ -63,6 +63,8 @@ def parse(value: Any, type_name: str) -> Any:
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
+    if isinstance(value, list | dict):
+        raise ValueError("a nested value")
     if type_name == "string":
         if isinstance(value, bytes):
             raise ValueError("bytes, not text")
@@ -168,6 +170,33 @@ def cast(values: Sequence[Any], type_name: str) -> tuple[pa.Array, dict[int, str
     return without_nan(array), bad
 
 
+def _of_lists(values: Sequence[Any], separator: str) -> tuple[pa.Array, dict[int, str]]:
+    """Returns (the text of each list, {row: why there is none}): see `text_of_list`; what is a text already stays as it is."""
+    texts, bad = list(values), {}
+    for i, value in enumerate(values):
+        if isinstance(value, list):
+            try:
+                texts[i] = text_of_list(value, separator)
+            except ValueError as error:
+                texts[i], bad[i] = None, str(error)
+    array, others = cast(texts, "string")
+    return array, {**others, **bad}
+
+
+def text_of_list(values: Sequence[Any], separator: str) -> str:
+    """Returns values of text, whole numbers and bools as a text with the separator between them; of None, which is missing, none.
+
+    Raises:
+        ValueError: one is of another type, or holds the separator.
+    """
+    words = ["" if value is None else str(int(value)) if isinstance(value, bool) else str(value) for value in values]
+    if not all(isinstance(value, str | int | None) for value in values):
+        raise ValueError("has a value that is no text, whole number or bool")
+    if any(separator in word for word in words):
+        raise ValueError(f"has a value that holds the separator {separator!r}; set another in config.etl.columns")
+    return separator.join(words)
+
+
 def with_nulls(chunk: pa.Table | Loose, columns: Sequence[Column]) -> pa.Table | Loose:
     """Returns a chunk with more columns, in which every value is missing."""
     if isinstance(chunk, Loose):
@@ -187,7 +216,7 @@ def cast_chunk(chunk: Loose, columns: Sequence[Column]) -> tuple[pa.Table, dict[
     arrays, reasons = [], dict(chunk.broken)
     for column in columns:
         values = chunk.columns[column.name]
-        array, bad = cast(values, column.type)
+        array, bad = _of_lists(values, column.separator) if column.kind == "list" else cast(values, column.type)
         arrays.append(array)
         for i, why in bad.items():
             reasons.setdefault(i, f"column {column.name!r}: {shown(column, values[i])} {why}")

@@ -5,7 +5,7 @@ in stored order.
 Price: `AT_ONCE` rows in memory, fewer where they are wide, and hashing every stored value once (about 2 us a row of 25 columns).
 
 Storage: features lie packed, one FixedSizeBinary column per dtype: a reader decodes one column instead of dozens, 4 to 5 times
-faster; sequences of ids do so in either storage. Keys, label and row id stay ordinary columns.
+faster; lists and sequences of ids do so in either storage. Keys, label and row id stay ordinary columns.
 """
 
 import math
@@ -32,20 +32,22 @@ AT_ONCE, VALUES_AT_ONCE = 1 << 16, 1 << 20  # rows, and ids, that are encoded an
 PACKED = {
     "numeric": ("packed_float32", np.dtype(np.float32)),
     "categorical": ("packed_int32", np.dtype(np.int32)),
+    "list": ("packed_int32", np.dtype(np.int32)),
     "sequence": ("packed_int32", np.dtype(np.int32)),
 }
 TRAINED_ROLES = ("label", "weight", "row_id")  # besides the features
 
 
 def stored_columns(etl: EtlConfig, spec: FeatureSpec) -> tuple[StoredColumn, ...]:
-    """Returns what the files hold: features (numeric, categorical, sequences, each in spec order), label, the plain columns."""
+    """Returns what the files hold: features (numeric, categorical, lists, sequences, each in spec order), label, then plain."""
     declared = {column.name: column for column in etl.columns}
 
     def feature(f: Feature) -> StoredColumn:
         c, (packed, dtype) = declared[f.name], PACKED[f.kind]
-        place = packed if etl.storage == "packed" else f.name
-        size = f.num_ids if f.kind == "categorical" else 0
-        return _stored(c, dtype=dtype.name, kind=f.kind, stored_in=place, vocabulary_size=size)
+        place = packed if etl.storage == "packed" or f.kind == "list" else f.name
+        size, shape = (f.num_ids if f.kind != "numeric" else 0), (f.length,) if f.kind == "list" else ()
+        stored = _stored(c, dtype=dtype.name, kind=f.kind, stored_in=place, vocabulary_size=size)
+        return replace(stored, shape=shape)
 
     label = Column(name="label", type="float64", role="label")
     row_id = Column(name="row_id", type="int64", role="input")
@@ -53,7 +55,7 @@ def stored_columns(etl: EtlConfig, spec: FeatureSpec) -> tuple[StoredColumn, ...
     plain = [c for c in etl.columns if c.role not in ("feature", "input", "weight")]
     keys = [replace(declared[name], role="key") for name in etl.key]  # a feature may be part of the key as well
     return (
-        *(feature(f) for f in (*spec.numeric, *spec.categorical)),
+        *(feature(f) for f in spec.fitted),
         *(_sequence(f) for f in spec.sequences),
         _stored(label, dtype="float32", kind="plain", stored_in="label"),
         *(_stored(c, dtype="float32", kind="plain", stored_in=c.name) for c in weight),
@@ -103,7 +105,7 @@ def unpacked(column: pa.Array, dtype: np.dtype) -> np.ndarray:
 
 
 def stored_values(columns: Sequence[StoredColumn], table: pa.Table) -> dict[str, np.ndarray | pa.Array]:
-    """Returns {column: its values [B], of sequences [B, W]} of a table as stored: numpy of what is trained, Arrow of all else.
+    """Returns {column: its values [B], of lists and sequences [B, W]} of a table as stored: numpy of what is trained, else Arrow.
 
     A key is told apart from a feature of its name by the Parquet column that holds it.
     """
@@ -275,7 +277,7 @@ class FileWriter:
         """Writes row groups of `size` rows each."""
         encoded = self._encoded(rows)
         arrays = {f.name: encoded["numeric"][:, i] for i, f in enumerate(self._spec.numeric)}
-        names = [*(f.name for f in self._spec.categorical), *(f.name for f in self._spec.sequences)]
+        names = [f.name for f in (*self._spec.categorical, *self._spec.matrices)]
         arrays |= {name: encoded[name] for name in names}
         arrays |= {"label": stored_labels(self._spec.target, rows[LABEL]), "row_id": rows[ROW_ID].to_numpy()}
         weights = [c.name for c in self._columns if c.role == "weight"]
@@ -291,7 +293,7 @@ class FileWriter:
 
     def _encoded(self, rows: pa.Table) -> dict[str, np.ndarray]:
         """Returns what `features.apply` makes of the rows, and the sequences as they are: int32[B, W]."""
-        columns = {f.name: raw_column(rows[f.name]) for f in (*self._spec.numeric, *self._spec.categorical)}
+        columns = {f.name: raw_column(rows[f.name]) for f in self._spec.fitted}
         encoded = apply(self._spec, columns) if columns else {}
         return encoded | {f.name: unpacked(combined(rows[f.name]), PACKED[f.kind][1]) for f in self._spec.sequences}
 

@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlprod.config import AnyLabel, Column, categorical, numeric
+from mlprod.config import AnyLabel, Column, categorical, multivalued, numeric
 from mlprod.etl.alone import MEASURES, told_alone
 from mlprod.etl.fit import Over, classes, fit
 from mlprod.etl.label import said
-from mlprod.etl.sample import Sample
+from mlprod.etl.sample import SEPARATOR, Sample
 from mlprod.etl.settle import LABEL
 from mlprod.features import Target
 from mlprod.init.literal import literal
@@ -26,6 +26,7 @@ NEARLY_ALL = 0.95  # share of different values
 WORDS = 0.5  # share of different values from which text is names or prose
 SEEN_MISSING = 0.01  # share of missing values from which that one is missing is a feature too
 MANY = 20_000  # different values that a categorical may have
+LONGEST = 64  # values of a list that a model is to see at most
 CODE = re.compile(
     r"(^|[_\W])(id|ids|key|uuid|guid|code|zip|zipcode|postcode|index|idx|nr|no|number)$|(?<=[a-z])(Id|ID|Code|Nr|No)$"
 )
@@ -56,8 +57,13 @@ def choices(sample: Sample, label: AnyLabel, key: Sequence[str], time: str) -> l
     for name in sample.rows.column_names:
         if name != label.column:
             found.append(_choice(sample, name, key, time))
-    leaks = _leaks(sample, label, [c for choice in found for c in choice.columns if c.role == "feature" and not c.derived])
+    leaks = _leaks(sample, label, [c for choice in found for c in choice.columns if c.role == "feature" and _is_told(c)])
     return _once([Choice(x.name, leaks[x.name]) if x.name in leaks else x for x in found], label.column)
+
+
+def _is_told(c: Column) -> bool:
+    """Whether a column alone may be asked for the target: a number or category of the source."""
+    return not c.derived and c.kind != "list"
 
 
 def _once(found: Sequence[Choice], label: str) -> list[Choice]:
@@ -80,9 +86,13 @@ def _choice(sample: Sample, name: str, key: Sequence[str], time: str) -> Choice:
         return Choice(name, "identifies a row", (as_input,))
     if not name:
         return Choice(name, "has no name in the header")
+    if name in sample.nested:
+        return Choice(name, "holds nested values, or lists of what is no category")
     there = values.drop_null()
     distinct = pc.count_distinct(there).as_py()
     missing = _missing(values)
+    if name in sample.lists:
+        return _list(name, there, sample.lists[name], missing)
     if name == time:
         return _times(sample, name, missing, role="time")
     if not distinct:
@@ -178,6 +188,15 @@ def _text(name: str, there: pa.ChunkedArray, distinct: int, missing: str) -> Cho
     if distinct > max(WORDS * len(there), ENOUGH) or distinct > MANY:
         return Choice(name, f"text with {distinct:,} different values in {len(there):,} rows, of which few come twice")
     return Choice(name, f"{distinct:,} values{missing}", (categorical(**_named(name), min_count=2),))
+
+
+def _list(name: str, there: pa.ChunkedArray, longest: int, missing: str) -> Choice:
+    words = pc.drop_null(pc.list_flatten(pc.split_pattern(pc.filter(there, pc.not_equal(there, "")), SEPARATOR)))
+    distinct = pc.count_distinct(words).as_py()
+    if distinct > MANY or (len(words) >= ENOUGH and distinct > NEARLY_ALL * len(words)):
+        return Choice(name, f"lists of {distinct:,} different values, of which few come twice")
+    told = f"lists of up to {longest:,} of {distinct:,} values{missing}"
+    return Choice(name, told, (multivalued(**_named(name), max_len=min(max(longest, 1), LONGEST), min_count=2),))
 
 
 def _is_key(name: str, there: pa.ChunkedArray, distinct: int, sample: Sample) -> bool:

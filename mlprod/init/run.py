@@ -21,7 +21,7 @@ from mlprod.init.literal import literal
 from mlprod.init.sizes import Sizes, sizes_for
 from mlprod.init.source import source_of
 from mlprod.init.target import label_of
-from mlprod.init.text import column_lines, hook, is_name
+from mlprod.init.text import call_of, column_lines, hook, is_name
 
 EVAL_AT, TEST_AT = 0.8, 0.9  # shares of the rows, by time, before which eval and test begin
 SMALL = 5000  # rows, of which a larger share is held out
@@ -118,7 +118,7 @@ def _text(
     columns = [c for choice in chosen for c in choice.columns]
     used = {"Config", "EtlConfig", type(source).__name__, type(label).__name__, type(split).__name__, *sizes.classes()}
     used |= {"Column"} if any(c.role != "feature" for c in columns) else set()
-    used |= {c.kind for c in columns if c.role == "feature"}
+    used |= {call_of(c) for c in columns if c.role == "feature"}
     imports = "".join(f"    {word},\n" for word in sorted(used, key=lambda word: (word.islower(), word)))
     lines = "\n".join(f"                {line}" for line in column_lines(chosen))
     seen = "all of them" if sample.whole else f"{sample.rows.num_rows:,} of them were looked at"

@@ -18,13 +18,18 @@ def column_text(c: Column) -> str:
     """Returns a column as the call that makes it: features by their kind."""
     if c.role != "feature":
         return literal(c)
-    usual = {"numeric": "float64", "categorical": "string"}[c.kind]
+    usual = {"numeric": "float64", "categorical": "string", "list": "string"}[c.kind]
     more = {f.name: getattr(c, f.name) for f in dataclasses.fields(c) if f.name not in ("name", "role", "kind", "type")}
     changed = {f.name for f in dataclasses.fields(c) if not is_default(f, getattr(c, f.name))}
     named = ([f"type={literal(c.type)}"] if c.type != usual else []) + [
         f"{name}={literal(value)}" for name, value in more.items() if name in changed
     ]
-    return f"{c.kind}({', '.join([literal(c.name), *named])})"
+    return f"{call_of(c)}({', '.join([literal(c.name), *named])})"
+
+
+def call_of(c: Column) -> str:
+    """Returns the name of the function that makes a feature."""
+    return "multivalued" if c.kind == "list" else c.kind
 
 
 def column_lines(choices: Sequence[Choice]) -> Iterator[str]:

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from mlprod.errors import ConfigError
-from mlprod.features import Feature, FeatureSpec
+from mlprod.features import MISSING, Feature, FeatureSpec
 from mlprod.models.protocol import Constant, Table
 
 
@@ -172,3 +172,27 @@ class Embedding(nnx.Module):
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Returns float32[B, width] from int32[B]."""
         return self.table[ids]
+
+
+class Bag(Embedding):
+    """A lookup table for lists: what a row's values have on the mean, of an empty list what the missing slot has."""
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """Returns float32[B, width] from int32[B, length]."""
+        there = (ids != MISSING)[:, :, None]
+        count = there.sum(axis=1)
+        total = jnp.where(there, self.table[ids], 0.0).sum(axis=1)
+        return jnp.where(count > 0, total / jnp.maximum(count, 1), self.table[MISSING][None])
+
+
+def embedding_width(num_ids: int, limit: int) -> int:
+    """Returns the usual width for a table of `num_ids` rows: 1.6 n^0.56 (fastai's rule of thumb), at most `limit`."""
+    return min(limit, math.ceil(1.6 * math.pow(num_ids, 0.56)))
+
+
+def embeddings(features: FeatureSpec, limit: int, rngs: nnx.Rngs) -> tuple[nnx.Dict[Embedding], int]:
+    """Returns (what makes vectors of the ids of each feature that has some, by its name; how wide they are together)."""
+    widths = {f.name: embedding_width(f.num_ids, limit) for f in (*features.categorical, *features.lists)}
+    tables = {f.name: Embedding(f.num_ids, widths[f.name], rngs) for f in features.categorical}
+    bags = {f.name: Bag(f.num_ids, widths[f.name], rngs) for f in features.lists}
+    return nnx.Dict({**tables, **bags}), sum(widths.values())

@@ -1,6 +1,5 @@
-"""The tabular model: standardised numerics and one embedding per categorical, through a stack of ReLU layers with dropout."""
+"""The tabular model: standardised numerics and one embedding per categorical or list, through ReLU layers with dropout."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,7 @@ from flax import nnx
 
 from mlprod.config import MUST, knob
 from mlprod.features import FeatureSpec
-from mlprod.models.layers import Embedding, Standardize, in_weights_dtype
+from mlprod.models.layers import Standardize, embeddings, in_weights_dtype
 from mlprod.models.protocol import Batch, Sums
 from mlprod.objective import objective_of, weighted
 
@@ -32,11 +31,6 @@ class MLPConfig:
         return MLP(self, features, rngs)
 
 
-def embedding_width(num_ids: int, limit: int) -> int:
-    """Returns the usual width for a table of `num_ids` rows: 1.6 n^0.56 (fastai's rule of thumb), at most `limit`."""
-    return min(limit, math.ceil(1.6 * math.pow(num_ids, 0.56)))
-
-
 class MLP(nnx.Module):
     """Outputs of any task from tabular features."""
 
@@ -53,10 +47,9 @@ class MLP(nnx.Module):
 
     def __init__(self, cfg: MLPConfig, features: FeatureSpec, rngs: nnx.Rngs) -> None:
         """Widths follow from `cfg`, tables from the features' vocabularies."""
-        widths = {f.name: embedding_width(f.num_ids, cfg.max_embedding) for f in features.categorical}
         self.standardize = Standardize(features, cfg.clip)
-        self.embed = nnx.Dict({f.name: Embedding(f.num_ids, widths[f.name], rngs) for f in features.categorical})
-        sizes = [self.standardize.width + sum(widths.values()), *cfg.hidden]
+        self.embed, width = embeddings(features, cfg.max_embedding, rngs)
+        sizes = [self.standardize.width + width, *cfg.hidden]
         linear = partial(nnx.Linear, promote_dtype=in_weights_dtype, rngs=rngs)
         self.hidden = nnx.List([linear(a, b) for a, b in pairwise(sizes)])
         self.dropout = nnx.Dropout(cfg.dropout)

@@ -1,8 +1,8 @@
 """What a model family is: any nnx module whose config can build it. A user's own, in their own config file, is as good.
 
 A batch is a dict of arrays with fixed shapes: "numeric" float32[B, F], one int32[B] of ids per categorical feature by its
-name, int32[B, length] per sequence, "label" float32[B], "weight" float32[B] (0 for padding), "row_id" uint32[B, 2] (low word,
-high word).
+name, int32[B, length] per list or sequence, "label" float32[B], "weight" float32[B] (0 for padding), "row_id" uint32[B, 2] (low
+word, high word).
 """
 
 from collections.abc import Mapping

@@ -23,8 +23,7 @@ from flax import nnx
 from mlprod.config import MUST, knob
 from mlprod.errors import ConfigError
 from mlprod.features import Feature, FeatureSpec
-from mlprod.models.layers import Embedding, check_quantiles, in_weights_dtype, pieces_of, shape_of, shaped
-from mlprod.models.mlp import embedding_width
+from mlprod.models.layers import check_quantiles, embeddings, in_weights_dtype, pieces_of, shape_of, shaped
 from mlprod.models.protocol import Batch, Constant, Sums
 from mlprod.objective import objective_of, weighted
 
@@ -113,11 +112,10 @@ class Tabular(nnx.Module):
 
     def __init__(self, cfg: TabularConfig, features: FeatureSpec, rngs: nnx.Rngs) -> None:
         """Widths follow from `cfg`, tables from the features' vocabularies. Kernels start as He et al. have them (2015)."""
-        widths = {f.name: embedding_width(f.num_ids, cfg.max_embedding) for f in features.categorical}
         self.numbers = Numbers(features.numeric, cfg.bins, cfg.embedding, rngs) if features.numeric else None
-        self.embed = nnx.Dict({f.name: Embedding(f.num_ids, widths[f.name], rngs) for f in features.categorical})
+        self.embed, width = embeddings(features, cfg.max_embedding, rngs)
         numbers = len(features.numeric) * (1 + cfg.embedding)
-        sizes, he = [numbers + sum(widths.values()), *cfg.hidden], nnx.initializers.he_normal()
+        sizes, he = [numbers + width, *cfg.hidden], nnx.initializers.he_normal()
         linear = partial(nnx.Linear, use_bias=False, kernel_init=he, promote_dtype=in_weights_dtype, rngs=rngs)
         self.hidden = nnx.List([linear(a, b) for a, b in pairwise(sizes)])
         self.member_scale = nnx.Param(1 + 0.5 * jax.random.normal(rngs.params(), (cfg.members, sizes[1])))

@@ -1,10 +1,12 @@
 """What a chaos process runs. Imported once by the fork server, so that a start costs half a second instead of seven."""
 
 import itertools
+import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +17,7 @@ from mlprod.data.reader import GroupReader
 from mlprod.etl import run as etl_run  # noqa: F401
 from mlprod.parallel import place
 from mlprod.processes.rank import Rank
+from mlprod.tracking import Record, Trackers
 
 
 def command(argv: Sequence[str], output: str) -> None:
@@ -74,4 +77,37 @@ def broken_reader(argv: Sequence[str], output: str, good_reads: int, fault: str,
 
     GroupReader.read = read  # type: ignore[method-assign] # the bug
     place.WAITING_EVERY_S = waiting_every_s
+    command(argv, output)
+
+
+def timed_tracking(argv: Sequence[str], output: str, variables: Mapping[str, str], pause_s: float) -> None:
+    """Runs a command line with environment variables; how long each record kept the loop is written to `OUTPUT.took`, in s.
+
+    `pause_s`: after each record, for a run that is to last.
+    """
+    os.environ |= variables
+    real_log, real_open, real_exit = Trackers.log, train.open_trackers, Trackers.__exit__
+    took = {"start": [0.0], "log": [], "finish": [0.0]}
+
+    def timed_open(*given: Any, **more: Any) -> Trackers:
+        began = time.perf_counter()
+        try:
+            return real_open(*given, **more)
+        finally:
+            took["start"] = [time.perf_counter() - began]
+
+    def timed_log(self: Trackers, record: Record) -> None:
+        began = time.perf_counter()
+        real_log(self, record)
+        took["log"].append(time.perf_counter() - began)
+        time.sleep(pause_s)
+
+    def timed_exit(self: Trackers, *error: Any) -> None:
+        began = time.perf_counter()
+        real_exit(self, *error)
+        took["finish"] = [time.perf_counter() - began]
+        Path(f"{output}.took").write_text(json.dumps(took))
+
+    train.open_trackers = timed_open
+    Trackers.log, Trackers.__exit__ = timed_log, timed_exit  # type: ignore[method-assign] # they are watched
     command(argv, output)

@@ -21,7 +21,7 @@ from mlprod.config import Config
 from mlprod.plan import make_plan
 from mlprod.state import flatten
 from mlprod.tracking import read_log
-from tests.chaos.child import broken_reader, command, one_of_several
+from tests.chaos.child import broken_reader, command, one_of_several, timed_tracking
 from tests.chaos.gang import free_port
 from tests.conftest import COMPILED, RECIPE
 
@@ -55,6 +55,10 @@ class Run:
     def start_broken(self, *more: str, good_reads: int, fault: str, waiting_every_s: float = 10.0) -> Any:
         """Starts a process of the run whose reader breaks after some row groups: see `child.broken_reader`."""
         return self._start(broken_reader, more, good_reads, fault, waiting_every_s)
+
+    def start_timed(self, variables: Mapping[str, str], *more: str, pause_s: float = 0.0) -> Any:
+        """Starts a process of the run that times its tracking: see `child.timed_tracking`."""
+        return self._start(timed_tracking, more, dict(variables), pause_s)
 
     def start_several(self, count: int, *more: str) -> list[Any]:
         """Starts the processes of the run, which train together; each has the run's devices."""

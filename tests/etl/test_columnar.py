@@ -128,7 +128,8 @@ def test_a_parquet_value_that_is_not_is_told_with_its_row(array: pa.Array, type_
     "line, told",
     [
         ("{", r"\.jsonl line 4: is no JSON \("), ("[1]", "line 4: is no JSON object"),
-        ('{"a": [1]}', "line 4: has a nested value in 'a'"),
+        ('{"a": [1]}', r"line 4: column 'a': \[1\] is not float64"),
+        ('{"a": {"b": 1}}', r"line 4: column 'a': \{'b': 1\} is not float64"),
         ('{"a": "x"}', "line 4: column 'a': 'x' is not float64"), ('{"a": 1e999}', "line 4: column 'a': inf is not float64"),
         ("[" * 100_000, "line 4: is no JSON"), ("\udcff", "line 4: is not UTF-8 text"),
     ],

@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 
 from mlprod import cli, recipe
-from mlprod.config import Config, SqlSource, TextSource
+from mlprod.config import Column, Config, SqlSource, TextSource, UniqueKey, Within
 from mlprod.errors import BuildError, ClusterLost, ConfigError, DataError, MachineError
 from mlprod.etl import spill
 from mlprod.etl.run import build
 from mlprod.validation import validate
 from tests.conftest import ROOT
+from tests.etl import test_growth as growth
+from tests.etl import test_point_in_time as point_in_time
 from tests.etl.dask_processes import Processes, processes
 from tests.etl.test_pool import files_of
 from tests.etl.test_text import DOCUMENTS, text_config
@@ -31,6 +33,7 @@ pytest.importorskip("distributed")
 import dask
 import distributed
 import trustme
+from distributed.comm.core import CommClosedError
 
 from mlprod.etl import cluster
 
@@ -143,6 +146,39 @@ def test_a_cluster_makes_the_bytes_that_threads_make(two, tmp_path, monkeypatch)
     assert len(quarantined.splitlines()) == 2
 
 
+def test_what_other_rows_tell_is_the_same_on_a_cluster(two, tmp_path, monkeypatch):
+    """Histories and another source as of a row's time, each step a stage of its own, in eight buckets."""
+    monkeypatch.setattr(spill, "num_bits", lambda *_: 3)
+    cfg = point_in_time.config(tmp_path, point_in_time.distinct_times(point_in_time.events()), chunk_rows=50)
+    found = {}
+    for executor in ("threads", two.executor):
+        etl = dataclasses.replace(cfg.etl, executor=executor)
+        found[executor] = made(dataclasses.replace(cfg, dataset=str(tmp_path / executor[:4]), etl=etl))
+    assert found["threads"] == found[two.executor]
+
+
+def test_rows_are_appended_on_a_cluster(two, tmp_path, monkeypatch):
+    """Two versions, the second of a new file and of rows that the first has; rules that write rows down, and a key of one row."""
+    monkeypatch.setattr(spill, "num_bits", lambda *_: 3)
+    rules = (Within(column="x", high="22", otherwise="quarantine"), UniqueKey(otherwise="quarantine"))
+    columns = (Column(name="id", type="int64", role="input"), *growth.COLUMNS[1:])
+    found = {}
+    for executor in ("threads", two.executor):
+        folder = tmp_path / executor[:4]
+        cfg = growth.config(folder, columns=columns, key=("id",), rules=rules, executor=executor, chunk_rows=20)
+        growth.write(folder / "rows" / "1.csv", [growth.row(i) for i in range(60)])
+        build(cfg)
+        again = [growth.row(i) for i in range(50, 100)]
+        growth.write(folder / "rows" / "2.csv", [*again, (7, 0.5, "b", 0), (70, 0.5, "b", 0)])
+        published, fresh = build(cfg)
+        assert (fresh, published.parent) == (True, 1)
+        told = files_of(cfg.dataset)
+        found[executor] = {name: body.replace(str(folder).encode(), b"") for name, body in told.items()}
+    assert found["threads"] == found[two.executor]
+    assert any(name.startswith("index") for name in found["threads"])
+    assert sum(name.startswith("quarantine") for name in found["threads"]) == 1
+
+
 def test_texts_are_packed_on_a_cluster(two, tmp_path, monkeypatch):
     """Tokens, rows and their order; packed files, which workers unpack."""
     monkeypatch.setattr(spill, "num_bits", lambda *_: 2)
@@ -159,19 +195,22 @@ def test_ctrl_c_takes_back_what_no_worker_does(two, tmp_path):
     """It ends at once with 75, though workers are in the middle of tasks."""
     path = recipe_of(tmp_path, wait_from=0)
     words = ["--config", str(path), f"--config.dataset={tmp_path / 'd'}", f"--config.etl.executor={two.executor}"]
-    with subprocess.Popen([sys.executable, "-m", "mlprod.etl", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True) as started:
-        waiting(tmp_path, 2)
-        started.send_signal(signal.SIGINT)
-        try:
-            assert started.wait(20) == 75
-        finally:
-            started.kill()
-    with distributed.Client(two.address, set_as_default=False) as client:
-        deadline = time.monotonic() + 20
-        while sum(map(len, client.processing().values())) > 2 and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert sum(map(len, client.processing().values())) <= 2
-        (tmp_path / "go").touch()
+    command = [sys.executable, "-m", "mlprod.etl", *words]
+    try:
+        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as started:
+            waiting(tmp_path, 2)
+            started.send_signal(signal.SIGINT)
+            try:
+                assert started.wait(20) == 75
+            finally:
+                started.kill()
+        with distributed.Client(two.address, set_as_default=False) as client:
+            deadline = time.monotonic() + 20
+            while sum(map(len, client.processing().values())) > 2 and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert sum(map(len, client.processing().values())) <= 2
+    finally:
+        (tmp_path / "go").touch()  # for which the workers wait
 
 
 def test_the_command_line_takes_a_cluster(two, tmp_path, capsys):
@@ -239,6 +278,7 @@ def test_workers_that_die_and_a_cluster_that_goes_away(tmp_path):
         os.kill(waiting(tmp_path, 1)[0], signal.SIGKILL)  # it is still in the middle of a task
 
         started.work(1)
+        joined(started)
         with pytest.MonkeyPatch.context() as patch, building(rested(path, started, tmp_path, "alone")) as ended:
             patch.setattr(cluster, "CONNECT_S", 1.0)
             waiting(tmp_path, 1)
@@ -275,6 +315,15 @@ def test_rules_and_rows_that_are_appended_with_a_worker_killed(tmp_path, monkeyp
     assert {"index/000001.parquet", "index/000002.parquet", "quarantine/000001.jsonl", "quarantine/000002.jsonl"} <= wanted.keys()
     told = wanted["quarantine/000002.jsonl"].decode().splitlines()
     assert [sum(why in line for line in told) for why in ("another row has its key", "290", "is not")] == [2, 19, 1], told
+
+
+def joined(started: Processes) -> None:
+    """Waits until the scheduler has the worker that was started last."""
+    deadline = time.monotonic() + 60
+    with distributed.Client(started.address, set_as_default=False) as client:
+        while started.workers[-1].pid not in client.run(os.getpid, on_error="return").values():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def rested(path: Path, started: Processes, folder: Path, name: str) -> Config:
@@ -400,6 +449,10 @@ def test_a_worker_that_is_as_wanted(asked, tmp_path):
     assert seen[0] == ""
     cluster.check(asked, {"a": seen}, "dask://x:1")
     assert asked.files == ((str(tmp_path / "rows.csv"), (tmp_path / "rows.csv").stat().st_size),)
+
+
+def test_a_worker_that_ends_before_it_answers_is_left_out(asked):
+    cluster.check(asked, {"a": CommClosedError("gone"), "b": cluster.look(asked)}, "dask://x:1")
 
 
 def test_a_worker_of_other_code_or_versions(asked):

@@ -12,7 +12,7 @@ import duckdb
 import pytest
 
 from mlprod import cli
-from mlprod.config import Column, SqlSource, categorical, numeric
+from mlprod.config import Column, SqlSource, categorical, multivalued, numeric
 from mlprod.errors import DataError
 from mlprod.etl import duckdb_files, ranges, sources, sql
 from mlprod.etl.run import build
@@ -99,6 +99,20 @@ def test_types_that_are_left_to_the_cursor(tmp_path):
     assert cast_chunk(typed_by(source, columns)[0], columns)[0].to_pylist() == [wanted]
     told = {0: f"column 'h': {big} is not int64"}
     assert cast_chunk(typed_by(source, columns)[0], [Column(name="h", type="int64")])[1] == told
+
+
+@pytest.mark.parametrize("kind, values", [("VARCHAR[]", "['a', NULL, 'b c']"), ("INTEGER[]", "[1, NULL, -2]")])
+def test_lists_of_categories(kind, values, tmp_path):
+    """By Arrow batches and by the cursor: one text each."""
+    rows = f"(1, {values}), (2, []), (3, NULL)"
+    source = database(tmp_path, f"CREATE TABLE t (id INTEGER PRIMARY KEY, tags {kind})", f"INSERT INTO t VALUES {rows}")
+    columns = [ID, multivalued("tags", 3)]
+    (found,) = typed_by(source, columns)
+    if isinstance(found, Loose):
+        found = cast_chunk(found, columns)[0]
+    (loose,) = sources.chunks(source, ["id", "tags"], 100)
+    wanted = "a||b c" if kind == "VARCHAR[]" else "1||-2"
+    assert cast_chunk(loose, columns)[0]["tags"].to_pylist() == found["tags"].to_pylist() == [wanted, "", None]
 
 
 @pytest.mark.parametrize("kind", ["INTEGER[]", "STRUCT(a INTEGER)", "BLOB", "UNION(a INTEGER)"])

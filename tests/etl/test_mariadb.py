@@ -342,7 +342,7 @@ def test_a_connection_that_stays_broken_ends_with_75_and_the_next_attempt_goes_o
         build(cfg)
     assert caught.value.exit_code == 75
     assert PASSWORD not in str(caught.value)
-    work = next((tmp_path / "cut" / "dataset" / "work").glob("*/cut/cuts.json"))
+    work = next((tmp_path / "cut" / "dataset" / "work").glob("*/*/cut/cuts.json"))
     assert json.loads(work.read_text())["cuts"] == list(range(300, 1500, 300))
     proxy.cuts = 0
     assert build(cfg)[0].dataset_id == wanted.dataset_id

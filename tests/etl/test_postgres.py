@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 
-from mlprod.config import Column, Config, SqlSource, categorical, numeric
+from mlprod.config import Column, Config, SqlSource, categorical, multivalued, numeric
 from mlprod.errors import ConnectionLost, DataError
 from mlprod.etl import dry_run, patience, postgres, ranges, sources, sql, tasks
 from mlprod.etl.connection import connect
@@ -149,6 +149,16 @@ def test_other_types_go_through_sqlalchemy(url):
         columns = [Column(name=name, type="string")]
         assert typed_by(source, columns) == [by_sqlalchemy(source, columns)]
     assert typed_by(source, [Column(name="o", type="int64")])[0][0]["o"].to_pylist() == [4_000_000_000]
+
+
+def test_arrays_are_lists(url):
+    insert(
+        url, {"id": "BIGINT PRIMARY KEY", "tags": "TEXT[]", "n": "BIGINT[]"}, [(1, ["a", None, "b c"], [1, -2]), (2, [], None)]
+    )
+    columns = [multivalued("tags", 3), multivalued("n", 2)]
+    assert typed_by(SqlSource(url=url, table="t"), columns)[0][0].to_pylist() == [
+        {"tags": "a||b c", "n": "1|-2"}, {"tags": "", "n": None},
+    ]  # fmt: skip
 
 
 def test_times_and_numbers_that_cannot_be_are_told_with_their_row(url):

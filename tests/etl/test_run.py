@@ -45,7 +45,7 @@ def checksums(published: Manifest) -> dict[str, list[str]]:
 def key_of(cfg: Config) -> str:
     """Returns the build key that the source has now."""
     names = [c.name for c in [*source_columns(cfg.etl), label_column(cfg.etl.label)]]
-    return build_key(cfg.etl, sources.identify(cfg.etl.source, names))
+    return build_key(cfg.etl, sources.identify(cfg.etl.source, names), [])
 
 
 def to_sqlite(csv: Path, path: Path) -> SqlSource:

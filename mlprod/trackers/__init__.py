@@ -1,0 +1,1 @@
+"""Trackers that read the run's log in a thread of their own: W&B, TensorBoard, and the user's."""

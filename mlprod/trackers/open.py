@@ -1,0 +1,84 @@
+"""The trackers of a run, as its config says.
+
+Promise: a start waits for them at most `tracking.start_s` in all, an end at most `tracking.finish_s`, and `HURRY_S` where the run
+was stopped or failed; who is not ready then goes on beside the run, or is left behind with a line that says so.
+"""
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mlprod.config import TrackingConfig
+from mlprod.trackers.follow import Follower, Service
+from mlprod.trackers.run import TrackedRun, redacted
+from mlprod.trackers.tensorboard import TensorBoard
+from mlprod.trackers.wandb_run import Wandb
+from mlprod.tracking import LocalLog, Tracker, Trackers
+
+SWITCH_S = 0.0005  # for which a thread may keep Python's lock when the loop wants it; 5 ms otherwise
+HURRY_S = 5.0  # within the grace period of a stop, which has a save to end as well
+
+
+def open_trackers(
+    cfg: TrackingConfig,
+    workdir: Path,
+    name: str,
+    run_id: str,
+    attempt: int,
+    config: Mapping[str, Any],
+    others: Sequence[Tracker] = (),
+    step: int = 0,
+    good: Sequence[int] = (),
+) -> Trackers:
+    """Returns the run's trackers: the local log, `others`, and what follows the log; on process 0 alone, none elsewhere.
+
+    Args:
+        step: that the run goes on from.
+        good: the saved steps that were read back; grows.
+
+    Raises:
+        ConfigError: a package that the config needs is not installed.
+    """
+    if jax.process_index():
+        return Trackers([])
+    about = TrackedRun(workdir=workdir, name=name, run_id=run_id, attempt=attempt, step=step, config=redacted(config))
+    services = list(_services(cfg, about))
+    local = LocalLog(workdir, run_id, attempt)
+    switched = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_S if services else switched)
+    followers = [Follower(who, opened, workdir / "log.jsonl", step, good) for who, opened in services]
+    deadline = time.monotonic() + cfg.start_s
+    for follower in followers:
+        if not follower.wait_open(max(deadline - time.monotonic(), 0.0)):
+            told = f"is not ready after {cfg.start_s:g} s (config.tracking.start_s): the run begins, and it gets every line later"
+            print(f"mlprod: {follower.name} {told}", file=sys.stderr, flush=True)
+    return Trackers([local, *others], functools.partial(_end, followers, cfg.finish_s, switched))
+
+
+def _services(cfg: TrackingConfig, run: TrackedRun) -> Iterator[tuple[str, Callable[[], Service]]]:
+    """Yields (name, what opens it) of the trackers that follow the log."""
+    if cfg.tensorboard:
+        events = TensorBoard(run)  # here, so that a package that is missing ends the start
+        yield "TensorBoard", lambda: events
+    if cfg.wandb != "off":
+        yield "W&B", functools.partial(Wandb, cfg, run)
+    for other in cfg.others:
+        yield type(other).__name__, functools.partial(other.open, run)
+
+
+def _end(followers: Sequence[Follower], finish_s: float, switched: float, hurried: bool) -> None:
+    """Gives the trackers their time to take what is left."""
+    sys.setswitchinterval(switched)
+    limit_s = min(finish_s, HURRY_S) if hurried else finish_s
+    deadline = time.monotonic() + limit_s
+    for follower in followers:
+        follower.end()
+    for follower in followers:
+        if not follower.wait_end(max(deadline - time.monotonic(), 0.0)):
+            told = f"did not take everything within {limit_s:g} s (config.tracking.finish_s); the next start gives it the rest"
+            print(f"mlprod: {follower.name} {told}", file=sys.stderr, flush=True)
