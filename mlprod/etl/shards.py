@@ -12,6 +12,7 @@ work of making batches, and numbers as models learn from hardly compress. All ot
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypedDict
 
@@ -77,8 +78,10 @@ class ShardWriter:
         return shard
 
     def abandon(self) -> None:
-        """Removes what was written of a file that will not be closed."""
+        """Removes what was written of a file that is not to be."""
         self._half.unlink(missing_ok=True)
+        with suppress(OSError, pa.ArrowException):  # of a full disk, whose space is free only when the file is closed
+            self._writer.close()
 
 
 def described(path: Path, groups: Sequence[int], trained: Sequence[pa.Field]) -> Description:

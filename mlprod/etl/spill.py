@@ -97,6 +97,8 @@ class Spill:
                     os.replace(self._half, self._path)
         finally:
             self._half.unlink(missing_ok=True)
+            if self._file is not None:
+                self._file.close()  # else a disk that is full stays so until it is collected
 
     def told(self) -> dict[str, Any]:
         """Returns what `index_of` needs of the file, as JSON data."""

@@ -10,6 +10,8 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from mlprod import cli, manifest
@@ -109,6 +111,18 @@ def test_a_disk_that_fills_up_ends_the_command_with_1(tmp_path: Path, csv: Path,
         assert told.count("\n") == 1
         fill(disk)  # what was half written is gone
         refused(capsys, argv("etl", *paths), str(disk), "its disk has 0 bytes free", "make space")
+
+
+def test_the_space_of_half_a_file_is_free_at_once(tmp_path: Path) -> None:
+    """Of a spill that fails on a full disk: not only when the file is collected."""
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        empty = shutil.disk_usage(disk).free
+        table = pa.table({"x": np.zeros(1 << 19)})
+        spilled = spill.Spill(disk / "x.arrow")
+        with pytest.raises(OSError, match="No space left"), spilled as out:
+            out.add(table, np.zeros(table.num_rows, np.uint16))
+        assert shutil.disk_usage(disk).free == empty
+        assert list(disk.iterdir()) == []
 
 
 def test_a_disk_that_is_too_small_is_told_before_a_row_is_read(tmp_path: Path) -> None:
