@@ -376,6 +376,11 @@ def _validate_gathered(etl: EtlConfig) -> None:
     if etl.gathered and isinstance(etl.label, NextToken):
         raise ConfigError("config.etl.gathered is not for texts; leave it out")
     made = {name for step in etl.gathered for name in step.columns}
+    for where, name in [("key", name) for name in etl.key] + [("lookups", lookup.key) for lookup in etl.lookups]:
+        if name in made:
+            raise ConfigError(
+                f"config.etl.{where}: {name!r} is made of other rows (config.etl.gathered); take a column of the source"
+            )
     declared = {c.name: c for c in etl.columns if c.extracted}
     before = {name: c for name, c in declared.items() if name not in made}
     for i, step in enumerate(etl.gathered):

@@ -62,7 +62,7 @@ def look(etl: EtlConfig) -> Look:
     rows = renamed(etl, rows.filter(pa.array([i not in bad for i in range(rows.num_rows)])))
     for lookup in lookups:
         rows = lookup.join(rows)
-    rows, _ = gather.gathered_rows(etl, rows, np.ones(rows.num_rows, bool))
+    rows, _ = gather.gathered_rows(etl, rows, np.ones(rows.num_rows, bool), SAMPLE_ROWS)
     labelled = rows.filter(pc.is_valid(rows[etl.label.column]))
     if labelled.num_rows:
         check_row_wise(etl, labelled)
@@ -103,6 +103,8 @@ def main(cfg: Config) -> None:
     broken = rules.applied(etl, labelled := rows.filter(pc.is_valid(rows[etl.label.column])), rules.told_by_values(etl))
     for words, count in Counter(rules.words(rule) for rule, _ in broken.values()).items():
         console.print(f"  {count:,} of {labelled.num_rows:,} break a rule: {words}", markup=False, soft_wrap=True)
+    if cfg.etl.gathered:
+        console.print("  what other rows tell is of these rows, and of the first of other sources; the build looks at all")
     if any(c.type == AUTO for c in cfg.etl.columns):
         console.print("  types marked * are of these rows; the build looks at every value")
     if seen.unused:

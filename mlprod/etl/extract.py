@@ -233,11 +233,11 @@ def extract(etl: EtlConfig, tasks: Tasks, reading: Rows, *, may_be_none: bool = 
     Raises:
         DataError: a row is not what the config says, and there is no policy for that; none is left, unless there `may_be_none`.
     """
-    parts = reading.parts()
+    parts, reader = reading.parts(), reading.reader
     check_hook(etl, (found.rows for some in parts for found in reading.rows(etl, some)), partial(rules.check_expressions, etl))
     done = tasks.run(
         "extract",
-        {f"{i:06d}": partial(extract_part, etl, reading.reader, tasks.work, i, p) for i, p in enumerate(parts)},
+        {f"{i:06d}": partial(extract_part, etl, reader, tasks.work, i, p) for i, p in enumerate(parts)},
         rows=lambda left: left["counts"]["read"],
     )
     counts = report.merged([reading.before, *(report.Counts(**left["counts"]) for left in done.values())])

@@ -9,8 +9,8 @@ must fit there.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial, singledispatch
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial, singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,6 @@ class Gathered:
     buckets: Sequence["Bucket"]
     before: report.Counts  # of rows that were left out when they were read
     bad_files: Sequence[Path]
-    places: dict[int, Places] = field(default_factory=dict)  # of the parts that were looked at for where a row stood
 
     @property
     def bits(self) -> int:
@@ -83,12 +82,21 @@ class Gathered:
             assert table is not None
             yield with_step(self.step, etl, table, self.other.rows(bucket) if self.other else None)[0]
 
+    @cached_property
+    def _parts(self) -> Sequence[Sequence[Any]]:
+        return self.reading.parts()
+
+    @cached_property
+    def _places(self) -> dict[int, Places]:
+        """Of the parts that were looked at for where a row stood."""
+        return {}
+
     def _where(self, etl: EtlConfig, places: pa.Table, i: int) -> str:
         """Returns where row i stood: of the first of a part, by reading the part again."""
         part, number = places[PART][i].as_py(), places[NUMBER][i].as_py()
-        if part not in self.places:
-            self.places[part] = [(found.num_rows, found.where) for found in self.reading.rows(etl, self.reading.parts()[part])]
-        for num_rows, where in self.places[part]:
+        if part not in self._places:
+            self._places[part] = [(found.num_rows, found.where) for found in self.reading.rows(etl, self._parts[part])]
+        for num_rows, where in self._places[part]:
             if number < num_rows:
                 return where(number)
             number -= num_rows
@@ -154,23 +162,33 @@ def sized(etl: EtlConfig, identity: Identity, others: Sequence[Identity]) -> Ide
 def gather(etl: EtlConfig, tasks: Tasks, reading: Reading) -> Reading | Gathered:
     """Returns the rows of a source with the columns that are made of other rows; as they are, where the config names none.
 
+    Other sources, which are mostly smaller, are read first: what is wrong with them is told before the rows are read.
+
     Raises:
         DataError: a source, or a row of one, is not what the config says.
     """
     found: Reading | Gathered = reading
+    others = {k: _other(etl, tasks, reading, step, k) for k, step in enumerate(etl.gathered) if isinstance(step, AsOf)}
     for k, step in enumerate(etl.gathered):
-        found = _gathered(etl, tasks, found, step, k)
+        found = _gathered(etl, tasks, found, step, tasks.work / f"gather-{k}", *others.get(k, (None, {})))
     return found
 
 
-def _gathered(etl: EtlConfig, tasks: Tasks, found: Reading | Gathered, step: Histories | AsOf, k: int) -> Gathered:
-    folder, first = tasks.work / f"gather-{k}", found if isinstance(found, Reading) else found.reading
+def _gathered(
+    etl: EtlConfig,
+    tasks: Tasks,
+    found: Reading | Gathered,
+    step: Histories | AsOf,
+    folder: Path,
+    other: "Other | None",
+    others: spill.Buckets,
+) -> Gathered:
+    first, reader = found if isinstance(found, Reading) else found.reading, found.reader
     spilled = tasks.run(
         folder.name,
-        {f"{i:06d}": partial(spill_part, found.reader, etl, step, folder, i, part) for i, part in enumerate(found.parts())},
+        {f"{i:06d}": partial(spill_part, reader, etl, step, folder, i, part) for i, part in enumerate(found.parts())},
         rows=lambda left: left["rows"],
     )
-    other, others = _other(etl, tasks, first, step, k) if isinstance(step, AsOf) else (None, {})
     before = report.merged([found.before, *(report.Counts(**left["counts"]) for left in spilled.values())])
     index = sorted(spill.by_bucket(spill.index_of(spilled.values())).items())
     buckets = [Bucket(number, files, others.get(number, {})) for number, files in index]
@@ -280,19 +298,20 @@ def spill_other(reading: Reading, step: AsOf, folder: Path, number: int, parts: 
 # ---- in memory ---------------------------------------------------------------------------------------------------------
 
 
-def gathered_rows(etl: EtlConfig, rows: pa.Table, good: np.ndarray) -> tuple[pa.Table, np.ndarray]:
+def gathered_rows(etl: EtlConfig, rows: pa.Table, good: np.ndarray, most: int = 0) -> tuple[pa.Table, np.ndarray]:
     """Returns (rows with the columns that are made of other rows, which of `rows` they are: int64[K], ascending).
 
     Args:
         rows: all that there are.
         good: bool[B], which are what the config says: others have null there, and no other row sees them.
+        most: rows of another source that are looked at, its first ones; 0: all.
 
     Raises:
         DataError: another source, or a row of it, is not what the config says.
     """
     found, kept = rows.filter(pa.array(good)), np.flatnonzero(good)
     for step in etl.gathered:
-        found, some = with_step(step, etl, found, _whole(etl, step) if isinstance(step, AsOf) else None)
+        found, some = with_step(step, etl, found, _in_memory(etl, step, most) if isinstance(step, AsOf) else None)
         kept = kept[some]
     at = np.sort(np.concatenate([kept, np.flatnonzero(~good)]))
     place = np.full(rows.num_rows, -1)
@@ -303,8 +322,10 @@ def gathered_rows(etl: EtlConfig, rows: pa.Table, good: np.ndarray) -> tuple[pa.
     return whole, at
 
 
-def _whole(etl: EtlConfig, step: AsOf) -> pa.Table:
+def _in_memory(etl: EtlConfig, step: AsOf, most: int) -> pa.Table:
+    """Returns the rows of the other source, or the first `most`."""
     columns = _columns(etl, step)
-    chunks = sources.chunks(step.source, [c.name for c in columns], etl.chunk_rows)
-    tables = [_as_ours(step, columns, chunk) for chunk in chunks]
+    names = [c.name for c in columns]
+    chunks = sources.chunks(step.source, names, etl.chunk_rows) if not most else [sources.head(step.source, names, most)]
+    tables = [_as_ours(step, columns, chunk) for chunk in chunks if chunk is not None]
     return pa.concat_tables(tables) if tables else _no_rows(_types(etl, step))

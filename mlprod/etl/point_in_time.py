@@ -30,7 +30,7 @@ def with_histories(rows: pa.Table, step: Histories, separators: Mapping[str, str
 
     Args:
         separators: of each column: between its values.
-        once: whether equal rows count as one.
+        once: whether equal rows, by their 128-bit hashes, count as one.
 
     Raises:
         DataError: a value holds its separator.

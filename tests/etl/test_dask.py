@@ -16,13 +16,12 @@ from typing import Any
 import pytest
 
 from mlprod import cli, recipe
-from mlprod.config import Column, Config, SqlSource, TextSource, UniqueKey, Within
+from mlprod.config import Config, SqlSource, TextSource
 from mlprod.errors import BuildError, ClusterLost, ConfigError, DataError, MachineError
 from mlprod.etl import spill
 from mlprod.etl.run import build
 from mlprod.validation import validate
 from tests.conftest import ROOT
-from tests.etl import test_growth as growth
 from tests.etl import test_point_in_time as point_in_time
 from tests.etl.dask_processes import Processes, processes
 from tests.etl.test_pool import files_of
@@ -155,28 +154,6 @@ def test_what_other_rows_tell_is_the_same_on_a_cluster(two, tmp_path, monkeypatc
         etl = dataclasses.replace(cfg.etl, executor=executor)
         found[executor] = made(dataclasses.replace(cfg, dataset=str(tmp_path / executor[:4]), etl=etl))
     assert found["threads"] == found[two.executor]
-
-
-def test_rows_are_appended_on_a_cluster(two, tmp_path, monkeypatch):
-    """Two versions, the second of a new file and of rows that the first has; rules that write rows down, and a key of one row."""
-    monkeypatch.setattr(spill, "num_bits", lambda *_: 3)
-    rules = (Within(column="x", high="22", otherwise="quarantine"), UniqueKey(otherwise="quarantine"))
-    columns = (Column(name="id", type="int64", role="input"), *growth.COLUMNS[1:])
-    found = {}
-    for executor in ("threads", two.executor):
-        folder = tmp_path / executor[:4]
-        cfg = growth.config(folder, columns=columns, key=("id",), rules=rules, executor=executor, chunk_rows=20)
-        growth.write(folder / "rows" / "1.csv", [growth.row(i) for i in range(60)])
-        build(cfg)
-        again = [growth.row(i) for i in range(50, 100)]
-        growth.write(folder / "rows" / "2.csv", [*again, (7, 0.5, "b", 0), (70, 0.5, "b", 0)])
-        published, fresh = build(cfg)
-        assert (fresh, published.parent) == (True, 1)
-        told = files_of(cfg.dataset)
-        found[executor] = {name: body.replace(str(folder).encode(), b"") for name, body in told.items()}
-    assert found["threads"] == found[two.executor]
-    assert any(name.startswith("index") for name in found["threads"])
-    assert sum(name.startswith("quarantine") for name in found["threads"]) == 1
 
 
 def test_texts_are_packed_on_a_cluster(two, tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from mlprod.config import (
     CsvSource,
     Label,
     LoaderConfig,
+    Lookup,
     NotNull,
     ParquetSource,
     categorical,
@@ -30,6 +31,7 @@ from mlprod.config import (
     numeric,
 )
 from mlprod.errors import ConfigError, DataError
+from mlprod.etl import dry_run
 from mlprod.etl.point_in_time import with_as_of, with_histories
 from mlprod.etl.report import quarantine
 from mlprod.etl.run import build
@@ -330,6 +332,24 @@ def test_bad_and_excluded_rows_are_counted_and_seen_by_none(tmp_path):
     assert ".csv line 202" in json.loads(line)["where"]
 
 
+def test_another_source_that_is_wrong_is_told_before_the_rows_are_read(tmp_path, monkeypatch):
+    cfg = config(tmp_path, distinct_times(events()))
+    (tmp_path / "prices.csv").write_text("name,since,price\nx,2024-05-01,much\n")
+    monkeypatch.setattr("mlprod.etl.gather.spill_part", lambda *_: pytest.fail("a row was read"))
+    with pytest.raises(DataError, match=r"prices\.csv line 2: column 'price': 'much' is not float64"):
+        build(cfg)
+
+
+def test_a_dry_run_looks_at_the_first_rows_of_the_other_source(tmp_path, monkeypatch, capsys):
+    cfg = config(tmp_path, distinct_times(events()))
+    monkeypatch.setattr(dry_run, "SAMPLE_ROWS", 3)  # prices of x, y and z, at the very beginning
+    seen = dry_run.look(cfg.etl).rows.to_pylist()
+    assert len(seen) == 3
+    assert [row["price"] for row in seen] == [price_rows()["xyz".index(row["shop"])][2] for row in seen]
+    dry_run.main(cfg)
+    assert "what other rows tell is of these rows" in capsys.readouterr().out
+
+
 def test_another_source_that_changed_is_another_build(tmp_path):
     cfg = config(tmp_path, distinct_times(events()))
     first, _ = build(cfg)
@@ -372,6 +392,8 @@ def test_a_build_that_was_killed_goes_on(tmp_path, monkeypatch):
         ({"gathered": (histories(by="user", order="at", max_len=2, columns={"price": "item"}),)}, "makes 'price', a list"),
         ({"gathered": (histories(by="user", order="at", max_len=2, columns={"past": "at"}),)}, "a history is of string, int64"),
         ({"columns": (*COLUMNS[:7], numeric("price", type="auto"))}, "'price' is made of other rows; declare its type"),
+        ({"key": ("price",)}, "config.etl.key: 'price' is made of other rows"),
+        ({"lookups": (Lookup(path="x.csv", key="price", columns={"shop": "shop"}),)}, "config.etl.lookups: 'price' is made of"),
         ({"gathered": (join_as_of(CsvSource(path=""), by="shop", time="at", columns=("price",)),)}, r"\[0\]\.source\.path=''"),
     ],
 )
