@@ -7,7 +7,6 @@ Price: every byte is read twice, from the page cache the second time, and every 
 copied to this machine's folder for temporary files.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from mlprod import features, manifest
+from mlprod import documents, features, manifest
+from mlprod.errors import DataError
 from mlprod.etl.settle import key_words
 from mlprod.etl.shards import described
 from mlprod.etl.tokenize import sha256_of
@@ -62,10 +62,10 @@ def wrong_checksum(store: Store, version: int) -> list[str]:
     """Returns a line where a manifest, of whatever format, is not what its own checksum is of."""
     path = manifest.manifest_path(version)
     try:
-        body = json.loads(store.read(path))
+        body = documents.parse(store.read(path))
         wanted = manifest.checksum(body)
         fits = body.get("sha256", wanted) == wanted
-    except (ValueError, AttributeError):
+    except (DataError, ValueError, AttributeError):
         fits = False
     return [] if fits else [f"{path}: it is not what its own checksum is of; what it names was not read"]
 
@@ -105,9 +105,9 @@ def _vocabulary(store: Store, published: Manifest, spec: FeatureSpec) -> Iterato
 def _report(store: Store, published: Manifest) -> Iterator[str]:
     """The manifest has no checksum of the report: it must be JSON, and of this version."""
     try:
-        body = json.loads(store.read(published.report))
+        body = documents.parse(store.read(published.report))
         of = body["version"], body["dataset_id"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (DataError, OSError, ValueError, KeyError, TypeError) as error:
         yield f"{published.report}: {_told(error)}"
         return
     if of != (published.version, published.dataset_id):

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlprod.config import AUTO, Config, kept_programs
-from mlprod.errors import DataError, MlprodError, UserError, nearest
+from mlprod.errors import DataError, MlprodError, UserError, nearest, one_line
 from mlprod.processes.rank import find_rank
 
 VERBS = {
@@ -259,7 +259,7 @@ def run(argv: Sequence[str]) -> int:
     except MlprodError as error:
         if debug:
             traceback.print_exc()
-        print(f"mlprod: {' '.join(str(error).split())}", file=sys.stderr)  # libraries quote with line breaks
+        print(f"mlprod: {one_line(str(error))}", file=sys.stderr)  # libraries quote with line breaks
         return error.exit_code
     except SystemExit as stop:  # argparse's --help; the supervisor's, with its command's code
         return int(stop.code or 0)

@@ -7,7 +7,6 @@ Price: `verify` reads every byte, `diff` every row id, `show` one row group, `ls
 
 import argparse
 import datetime as dt
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -21,7 +20,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from mlprod import audit, changes, features, manifest
+from mlprod import audit, changes, documents, features, manifest
 from mlprod.changes import HIDDEN
 from mlprod.compare import flatten
 from mlprod.config import Config, EtlConfig
@@ -68,7 +67,7 @@ def main(cfg: Config, options: argparse.Namespace) -> None:
 
 def _line(console: Console, text: str) -> None:
     """Prints a line as it is, whatever its length."""
-    console.print(Text(text), soft_wrap=True)
+    console.print(Text(report.visible(text)), soft_wrap=True)
 
 
 def _table(*names: str) -> Table:
@@ -121,8 +120,8 @@ def _listed(store: Store, version: int) -> list[str]:
 def _other_format(store: Store, version: int) -> int:
     """Returns the format of a manifest of another one than this program's; 0 where it is not such a manifest."""
     try:
-        found = json.loads(store.read(manifest.manifest_path(version)))["format"]
-    except (ValueError, KeyError, TypeError):
+        found = documents.parse(store.read(manifest.manifest_path(version)))["format"]
+    except (DataError, ValueError, KeyError, TypeError):
         return 0
     return found if isinstance(found, int) and found != FORMAT else 0
 
@@ -211,8 +210,8 @@ def _columns(published: Manifest, spec: FeatureSpec) -> Table:
 
 def _show_report(store: Store, published: Manifest, console: Console) -> None:
     try:
-        report.show(json.loads(store.read(published.report)))
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+        report.show(documents.parse(store.read(published.report)))
+    except (DataError, FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         _line(console, f"{published.report}: the report cannot be read ({type(error).__name__}); the rows do not depend on it")
 
 

@@ -80,6 +80,11 @@ class Preempted(MlprodError):
     exit_code = 75
 
 
+def one_line(text: str) -> str:
+    """Returns text on one line, with what a terminal would act on as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns `; did you mean 'x'?` for the known name most like `name`, or the known names when none is."""
     names = sorted(known)

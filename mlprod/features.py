@@ -7,7 +7,6 @@ A categorical's ids: 0 unknown, 1 missing, then the vocabulary in sorted order; 
 A numeric is filled and stored as float32; centring and scaling are the model's first layer, with the constants kept here.
 """
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -15,6 +14,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from mlprod import documents
 from mlprod.compare import as_json
 from mlprod.config import Column, Made
 from mlprod.errors import DataError
@@ -23,6 +23,7 @@ from mlprod.made import RawColumn, as_text, with_made
 from mlprod.manifest import canonical
 
 UNKNOWN, MISSING, FIRST = 0, 1, 2
+MOST_IDS, MOST_LENGTH = 1 << 30, 1 << 24  # of a feature, as `config.Column` has them; a length is of a packed text too
 OF_MODEL = ("clip_low", "clip_high", "log", "scale")  # which no dataset holds
 _MADE = {cls.__name__: cls for cls in get_args(Made)}
 
@@ -221,13 +222,25 @@ def loads(text: str) -> FeatureSpec:
         DataError: the text is not a fitted transform.
     """
     try:
-        body: dict[str, Any] = json.loads(text)
+        body: dict[str, Any] = documents.parse(text)
         features = [(Sequence if f["kind"] == "sequence" else Feature)(**_with_tuples(f)) for f in body["features"]]
         target = Target(**_with_tuples(body.get("target", {})))
         made = {name: _made(each) for name, each in body.get("made", {}).items()}
-    except (ValueError, KeyError, TypeError) as error:
+        _check(features)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"not a fitted transform: {type(error).__name__}: {error}; build the dataset again") from error
     return FeatureSpec(features=tuple(features), target=target, made=made)
+
+
+def _check(features: Iterable[Feature | Sequence]) -> None:
+    """Raises ValueError where a size is none that a column can have: a table or a batch is made of it."""
+    for f in features:
+        sizes = (f.length, f.num_ids if isinstance(f, Sequence) else f.buckets)
+        if not all(map(documents.is_count, sizes)) or f.length > MOST_LENGTH or sizes[1] > MOST_IDS:
+            raise ValueError(f"{f.name!r} has {sizes[1]} ids and a length of {f.length}")
+        numbers = () if isinstance(f, Sequence) else (f.fill, f.mean, f.std)
+        if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers):
+            raise ValueError(f"{f.name!r} has {numbers} for numbers")
 
 
 def _made(body: Mapping[str, Any]) -> Made:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from mlprod import documents
 from mlprod.compare import completed, data_json, differences
 from mlprod.config import DATA, Config
 from mlprod.errors import DataError
@@ -202,16 +203,36 @@ def read(dataset: Folder, version: int = 0) -> Manifest:
     path = manifest_path(version or known[-1])
     where = f"{dataset.location}/{path}"
     try:
-        body = json.loads(dataset.read(path))
+        body = documents.parse(dataset.read(path))
         if body["format"] != FORMAT:
             age, way = ("newer", "update mlprod") if body["format"] > FORMAT else ("older", "`mlprod etl` builds a new version")
             raise DataError(f"{where}: format {body['format']} is {age} than {FORMAT}, which this mlprod reads; {way}")
         columns = tuple(_build(StoredColumn, c, shape=tuple(c["shape"])) for c in body["columns"])
         splits = {name: tuple(shard_of(s) for s in shards) for name, shards in body["splits"].items()}
         manifest: Manifest = _build(Manifest, body, columns=columns, splits=splits)
+        _check(manifest)
         return manifest
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{where}: not a manifest ({type(error).__name__}: {error}); remove it and run `mlprod etl`") from error
+
+
+def _check(manifest: Manifest) -> None:
+    """Raises ValueError where a path leads elsewhere, or a number is none that a dataset can have."""
+    shards = [shard for split in manifest.splits.values() for shard in split]
+    places = {"features": [manifest.features], "reports": [manifest.report], "index": list(manifest.source.get("indexes", {}))}
+    for folder, paths in {**places, "files": [shard.path for shard in shards]}.items():
+        for path in paths:
+            first, *rest = path.split("/")
+            if first != folder or not rest or not all(rest) or {".", ".."} & set(rest) or not path.isprintable():
+                raise ValueError(f"{path!r} is no file below {folder}/")
+    counts = [manifest.version, manifest.parent, manifest.group_rows, *(c.vocabulary_size for c in manifest.columns)]
+    counts += [size for c in manifest.columns for size in c.shape] + [shard.bytes for shard in shards]
+    if not all(map(documents.is_count, counts)) or any(c.vocabulary_size >= 1 << 31 for c in manifest.columns):
+        raise ValueError("a count is none")
+    for shard in shards:
+        for rows, (start, stop) in zip(shard.groups, shard.spans, strict=True):
+            if not (documents.is_count(rows) and 0 <= start <= stop <= shard.bytes and rows <= stop - start):
+                raise ValueError(f"{shard.path}: a row group of {rows} rows in bytes {start} to {stop} of {shard.bytes}")
 
 
 def newest_format(dataset: Folder) -> int:
@@ -225,7 +246,7 @@ def newest_format(dataset: Folder) -> int:
         return 0
     path = manifest_path(known[-1])
     try:
-        return int(json.loads(dataset.read(path))["format"])
+        return int(documents.parse(dataset.read(path))["format"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{dataset.location}/{path}: not a manifest ({type(error).__name__}: {error}); remove it and run `mlprod etl`"
@@ -238,7 +259,7 @@ def wanted_version(cfg: Config, dataset: Folder, dataset_id: str) -> int:
         return cfg.dataset_version
     for version in reversed(versions(dataset)):
         try:
-            if json.loads(dataset.read(manifest_path(version)))["dataset_id"] == dataset_id:
+            if documents.parse(dataset.read(manifest_path(version)))["dataset_id"] == dataset_id:
                 return version
         except (ValueError, KeyError, TypeError):  # told of where it is read
             continue

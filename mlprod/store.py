@@ -21,6 +21,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from mlprod import documents
 from mlprod.errors import DataError
 
 OPEN_FILES = 128
@@ -78,7 +79,8 @@ class _RemoteFile:
 class Store:
     """A folder of files, those that are read in parts immutable. Safe to use from several threads.
 
-    Every method raises OSError when the store does not do what it is asked.
+    Every method raises OSError when the store does not do what it is asked, DataError for a path that leads out of the folder:
+    by itself, or by a link.
     """
 
     def __init__(self, location: str, filesystem: Any, root: str, patience_s: float) -> None:
@@ -96,13 +98,21 @@ class Store:
         self._open: OrderedDict[str, _File] = OrderedDict()
 
     def read(self, path: str) -> bytes:
-        """Returns a whole file; raises FileNotFoundError where there is none, OSError when it cannot be read."""
+        """Returns a small file whole; raises FileNotFoundError where there is none, DataError where it is none."""
+        where = self._where(path)
 
         def whole() -> bytes:
-            with self._fs.open_input_file(f"{self._root}/{path}") as file:
+            if self._local:
+                return documents.read(Path(where))
+            with self._fs.open_input_file(where) as file:
+                if file.size() > documents.LONGEST:
+                    raise ValueError(f"it has {file.size():,} bytes, more than {documents.LONGEST:,}")
                 return bytes(file.read())
 
-        return self._again(whole)
+        try:
+            return self._again(whole)
+        except ValueError as error:
+            raise DataError(f"{self.location}/{path}: {error}; restore it from a copy") from error
 
     def read_into(self, path: str, start: int, out: memoryview) -> int:
         """Fills uint8[B] with a file's bytes from `start` on; returns how many there were, fewer than B at the file's end.
@@ -122,7 +132,7 @@ class Store:
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Returns {file name: bytes} of the files right below a folder; empty where there is none."""
-        selector = pafs.FileSelector(f"{self._root}/{folder}", allow_not_found=True)
+        selector = pafs.FileSelector(self._where(folder), allow_not_found=True)
         found = self._again(lambda: self._fs.get_file_info(selector))
         return {info.base_name: info.size for info in found if info.is_file}
 
@@ -134,24 +144,24 @@ class Store:
 
     def stamp(self, path: str) -> tuple[int, int]:
         """Returns (bytes, time of change in ns) of a file; raises FileNotFoundError where there is none."""
-        info = self._again(lambda: self._fs.get_file_info(f"{self._root}/{path}"))
+        info = self._again(lambda: self._fs.get_file_info(self._where(path)))
         if not info.is_file:
             raise FileNotFoundError(path)
         return info.size, info.mtime_ns or 0
 
     def stream(self, path: str) -> Any:
         """Opens a file to be read once, as it lies: a pyarrow.NativeFile, whose reads are not tried again."""
-        return self._again(lambda: self._fs.open_input_stream(f"{self._root}/{path}", compression=None))
+        return self._again(lambda: self._fs.open_input_stream(self._where(path), compression=None))
 
     def open(self, path: str) -> Any:
         """Opens a file to be read in parts, here and there: a pyarrow.NativeFile, whose reads are not tried again."""
-        return self._again(lambda: self._fs.open_input_file(f"{self._root}/{path}"))
+        return self._again(lambda: self._fs.open_input_file(self._where(path)))
 
     def fetch(self, path: str, to: Path) -> None:
         """Copies one of these files to a new local file."""
 
         def copy() -> None:
-            with self._fs.open_input_file(f"{self._root}/{path}") as source, open(to, "wb") as file:
+            with self._fs.open_input_file(self._where(path)) as source, open(to, "wb") as file:
                 shutil.copyfileobj(source, file, COPIED_BYTES)
 
         self._again(copy)
@@ -179,7 +189,7 @@ class Store:
 
     def remove(self, path: str) -> None:
         """Removes a folder with what is in it, or a file, where it is."""
-        where = f"{self._root}/{path}"
+        where = self._where(path)
 
         def away() -> None:
             kind = self._fs.get_file_info(where).type
@@ -190,8 +200,19 @@ class Store:
 
         self._again(away)
 
-    def _new(self, path: str) -> Any:
+    def _where(self, path: str) -> str:
+        """Returns where one of these files lies in the filesystem; raises DataError for one that does not lie in this folder."""
         where = f"{self._root}/{path}"
+        inside = not path.startswith("/") and ".." not in path.split("/") and "\0" not in path
+        if inside and self._local:
+            root, real = os.path.realpath(self._root), os.path.realpath(where)
+            inside = real == root or real.startswith(f"{root.rstrip('/')}/")
+        if not inside:
+            raise DataError(f"{self.location}: {path!r} leads out of the folder, by name or link; put the file itself there")
+        return where
+
+    def _new(self, path: str) -> Any:
+        where = self._where(path)
         if self._local:
             Path(where).parent.mkdir(parents=True, exist_ok=True)
         return self._fs.open_output_stream(where)
@@ -202,7 +223,7 @@ class Store:
             if path in self._open:
                 self._open.move_to_end(path)
                 return self._open[path]
-        where = f"{self._root}/{path}"
+        where = self._where(path)
         file = _LocalFile(where) if self._local else _RemoteFile(self._fs.open_input_file(where))
         with self._lock:
             opened = self._open.setdefault(path, file)

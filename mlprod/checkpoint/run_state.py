@@ -4,11 +4,11 @@ Promise: canonical text with its own SHA-256: a flipped bit refuses the step. A 
 format is refused by name.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from mlprod import documents
 from mlprod.errors import CheckpointError
 from mlprod.manifest import canonical, sha256_text
 
@@ -55,16 +55,18 @@ def parse(raw: bytes, step: int) -> RunState:
         CheckpointError: its format is newer than known.
     """
     try:
-        body = json.loads(raw)
+        body = documents.parse(raw)
         text = body["text"]
         if sha256_text(text) != body["sha256"]:
             raise Damaged("the run JSON's SHA-256 differs")
-        tree = json.loads(text)
+        tree = documents.parse(text)
         if tree["format"] > FORMAT:
             raise CheckpointError(f"step {step} has format {tree['format']}, newer than {FORMAT}; update mlprod")
         if tree["step"] != step:
             raise Damaged(f"the run JSON speaks of step {tree['step']}")
+        if not all(documents.is_count(tree[name]) for name in ("attempt", "step", "next_example")):
+            raise Damaged("the run JSON has a count that is none")
         tree["skipped"] = tuple(map(tuple, tree["skipped"]))
         return RunState(**{f.name: tree[f.name] for f in fields(RunState) if f.name in tree})
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise Damaged(f"the run JSON is none: {type(error).__name__}") from error

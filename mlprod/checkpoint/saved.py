@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 
+from mlprod import documents
 from mlprod.checkpoint import readback
 from mlprod.checkpoint.leaves import check_fits, leaf_table, read_leaves
 from mlprod.checkpoint.run_state import Damaged, RunState, parse
@@ -83,8 +84,8 @@ class SavedSteps:
             CheckpointError: its format is newer than known.
         """
         try:
-            raw = (self.folder(step) / "run" / "metadata").read_bytes()
-        except OSError as error:
+            raw = documents.read(self.folder(step) / "run" / "metadata")
+        except (OSError, ValueError) as error:
             raise Damaged(f"the run JSON cannot be read: {type(error).__name__}") from error
         return parse(raw, step)
 

@@ -4,6 +4,7 @@ Promise: what is looked at is what a process here gets: a container's limit, not
 that one mounted read-only or out of files is seen. Nothing is left behind.
 """
 
+import ipaddress
 import os
 import resource
 import shutil
@@ -18,6 +19,7 @@ import psutil
 
 from mlprod.doctor.finding import Finding, amount
 from mlprod.doctor.programs import answer, named
+from mlprod.processes.rank import bind_host
 
 MEMORY_WRONG, MEMORY_ODD = 256 << 20, 1 << 30  # bytes left below which nothing, or not much, can be done
 DISK_WRONG, DISK_ODD = 64 << 20, 1 << 30
@@ -166,6 +168,19 @@ def coordinator_port(env: Mapping[str, str] = os.environ) -> Finding:
             told = f"{port} cannot be had: {error.strerror}{_listener(port)}"
             return Finding("coordinator port", told, "stop that program, or set JAX_COORDINATOR_PORT; one process needs none")
     return Finding("coordinator port", f"{port} is free")
+
+
+def coordinator_bind(env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+    """Yields whether the service on process 0, which asks nobody who they are, can be reached from anywhere."""
+    coordinator = env.get("JAX_COORDINATOR_ADDRESS", "")
+    if not coordinator:
+        return
+    host, told = bind_host(coordinator, env), "process 0 would wait on every address of this machine"
+    way = "set JAX_COORDINATOR_BIND_ADDRESS=HOST:PORT to a private one, or let no other machine reach the port: there is no TLS"
+    if host and ipaddress.ip_address(socket.gethostbyname(host) if ":" not in host else host).is_global:
+        yield Finding("coordinator bind", f"{host} is a public address", way)
+    else:
+        yield Finding("coordinator bind", f"{host} is private") if host else Finding("coordinator bind", told, way)
 
 
 def _listener(port: int) -> str:

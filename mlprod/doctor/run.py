@@ -27,6 +27,7 @@ def findings(cfg: Config | None) -> Iterator[Finding]:
     yield from machine.clock(Path(__file__).stat().st_mtime)
     yield from machine.limits()
     yield machine.coordinator_port()
+    yield from machine.coordinator_bind()
     if cfg:
         yield from leftovers.look(cfg)
     yield from devices.look(cfg.runtime.platform if cfg else "")

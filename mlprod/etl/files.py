@@ -8,6 +8,7 @@ Price: the disk space of the copies until the dataset is built.
 import codecs
 import glob
 import hashlib
+import io
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -25,6 +26,7 @@ from mlprod.store import FULL, Store, is_remote, open_store
 
 OPTION = "config.etl.source.path"
 COPIED_BYTES = 1 << 20  # at once
+TIMES, ALWAYS_BYTES = 200, 64 << 20  # tables shrink to a fifth or a tenth; of one value a column, to a hundredth
 SUFFIXES = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4", ".br": "brotli"}
 
 
@@ -175,6 +177,31 @@ def is_plain(name: str, encoding: str) -> bool:
     return not is_remote(name) and Path(name).suffix.lower() not in SUFFIXES and is_utf8(encoding)
 
 
+class _Unpacked(io.RawIOBase):
+    """What a packed file becomes, up to `TIMES` its size: a few kilobytes may be made to fill a disk, or a line the memory."""
+
+    def __init__(self, stream: Any, name: str, packed_bytes: int) -> None:
+        self._stream, self._name = stream, name
+        self._left, self._most = (max(TIMES * packed_bytes, ALWAYS_BYTES),) * 2
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self._stream.read(len(buffer))
+        self._left -= len(piece)
+        if self._left < 0:
+            told = f"{self._name} becomes more than {self._most:,} bytes, {TIMES} times its size"
+            raise DataError(f"{told}; if it is what it should be, unpack it yourself and name the plain file")
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._stream.close()
+        super().close()
+
+
 def open_plain(name: str, encoding: str) -> pa.NativeFile:
     """Opens a file for reading from its beginning, unpacked, as UTF-8 where `encoding` is another.
 
@@ -190,7 +217,8 @@ def open_plain(name: str, encoding: str) -> pa.NativeFile:
         plain = pa.OSFile(name)
     packed = SUFFIXES.get(Path(shown(name)).suffix.lower())
     if packed:
-        plain = pa.CompressedInputStream(plain, packed)
+        size = stamps(name)[0][0]
+        plain = pa.PythonFile(_Unpacked(pa.CompressedInputStream(plain, packed), shown(name), size), "r")
     return plain if is_utf8(encoding) else pa.transcoding_input_stream(plain, encoding, "utf-8")
 
 

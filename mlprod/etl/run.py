@@ -9,7 +9,6 @@ same command goes on with the tasks that are left. The same content gives the sa
 Price: rows are written to disk twice before they are written as Parquet, thrice where they have a key.
 """
 
-import json
 import signal
 import sys
 import threading
@@ -18,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlprod import compare, manifest
+from mlprod import compare, documents, manifest
 from mlprod.config import Config, EtlConfig, JsonLinesSource
 from mlprod.console import PhaseLines
 from mlprod.errors import DataError, WorkdirError
@@ -199,7 +198,7 @@ def main(cfg: Config) -> None:
     """The verb `etl`: builds the dataset and shows its report."""
     _hear_ctrl_c()
     published, fresh = build(cfg)
-    report.show(json.loads((Path(cfg.dataset) / published.report).read_text()))
+    report.show(documents.parse(open_store(cfg.dataset).read(published.report)))
     if not fresh:
         print(f"{cfg.dataset} is built already, its newest version is {published.version}; nothing to do")
     page = (Path(cfg.dataset) / published.report).with_suffix(".html")

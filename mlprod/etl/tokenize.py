@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from mlprod import manifest
+from mlprod import documents, manifest
 from mlprod.config import AnyLabel, Bytes, NextToken, TokenizerFile
 from mlprod.errors import ConfigError, DataError, MachineError, nearest
 from mlprod.etl.schema import hashable
@@ -105,7 +105,7 @@ def _loaded(content: bytes, where: str) -> Any:
     except ModuleNotFoundError as error:
         raise MachineError(f"{FIELD}={where} needs the package tokenizers; install mlprod[text], or use Bytes()") from error
     try:
-        body = json.loads(content.decode())
+        body = documents.parse(content)
         model = {name: None if name == "dropout" else value for name, value in body["model"].items()}
         body |= {"truncation": None, "padding": None, "model": model}
         found = library.Tokenizer.from_str(json.dumps(body))
@@ -139,7 +139,9 @@ def _(tokenizer: Bytes) -> bytes:
 @content_of.register
 def _(tokenizer: TokenizerFile) -> bytes:
     try:
-        return Path(tokenizer.path).read_bytes()
+        return documents.read(Path(tokenizer.path))
+    except ValueError as error:
+        raise ConfigError(f"{FIELD}.path: {error}; give a tokenizer.json that the library `tokenizers` saved") from error
     except OSError as error:
         told = f"{FIELD}.path={tokenizer.path!r} cannot be read: {error.strerror}"
         raise ConfigError(f"{told}; give a tokenizer.json that the library `tokenizers` saved") from error

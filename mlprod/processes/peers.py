@@ -74,6 +74,7 @@ class Peers:
         roll_call(self.rank, told, self._limits.join_s, lambda line: _say(self.rank, line))
         jax.distributed.initialize(
             self.rank.coordinator, self.rank.count, self.rank.index, initialization_timeout=MEET_S,
+            coordinator_bind_address=bind_address(self.rank.coordinator),
             heartbeat_timeout_seconds=int(self._limits.heartbeat_s), shutdown_timeout_seconds=LEAVE_S,
         )  # fmt: skip
         self._client = distributed.global_state.client

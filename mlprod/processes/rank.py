@@ -9,8 +9,10 @@ TPU VM's metadata, and RANK and WORLD_SIZE, as torchrun, Ray and others set them
 takes there, a SLURM job's on one that follows from its number.
 """
 
+import ipaddress
 import os
 import re
+import socket
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -69,6 +71,43 @@ def make_rank(index: str, count: str, coordinator: str, source: str) -> Rank:
     if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
         raise ConfigError(f"{source}: {coordinator!r} is no HOST:PORT; give where process 0 waits for the others")
     return Rank(index=int(index), count=int(count), coordinator=coordinator, source=source)
+
+
+def bind_host(coordinator: str, env: Environment = os.environ) -> str:
+    """Returns the address of this machine at which process 0 waits for the others; "" for all of them.
+
+    `JAX_COORDINATOR_BIND_ADDRESS` says it. Else it is the coordinator's own where that is one address, and this machine's; a name
+    that stands for a loopback here, as a machine's own may, tells nothing of how others reach it.
+    """
+    given = env.get("JAX_COORDINATOR_BIND_ADDRESS", "")
+    host = (given or coordinator).rpartition(":")[0].strip("[]")
+    if given:
+        return "" if host in ("::", "0.0.0.0") else host
+    try:
+        found = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    except OSError:
+        return ""
+    if len(found) != 1 or (ipaddress.ip_address(address := found.pop()).is_loopback and address != host):
+        return ""
+    return address if _is_here(address) else ""
+
+
+def _is_here(address: str) -> bool:
+    """Whether a socket of this machine can be bound to an address."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+            probe.bind((address, 0))
+    except OSError:
+        return False
+    return True
+
+
+def bind_address(coordinator: str, env: Environment = os.environ) -> str:
+    """Returns the `HOST:PORT` to which JAX's service on process 0 is bound, see `bind_host`."""
+    host, port = bind_host(coordinator, env) or "::", coordinator.rpartition(":")[2]
+    if given := env.get("JAX_COORDINATOR_BIND_ADDRESS", ""):
+        port = given.rpartition(":")[2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _jax(env: Environment) -> Rank | None:

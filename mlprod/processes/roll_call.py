@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from mlprod.compare import differences
 from mlprod.errors import ConfigError, PeerLost
-from mlprod.processes.rank import Rank
+from mlprod.processes.rank import Rank, bind_host
 
 FORMAT = 1
 TOLD_EVERY_S = 10.0
@@ -57,9 +57,10 @@ def roll_call(rank: Rank, told: Told, limit_s: float, say: Say) -> None:
 def _call(rank: Rank, told: Told, port: int, limit_s: float, say: Say) -> None:
     """Process 0: waits for all, compares, and tells all."""
     try:
-        both = socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if both else socket.AF_INET
-        listener = socket.create_server(("", port), family=family, backlog=1024, dualstack_ipv6=both)
+        host = bind_host(rank.coordinator)
+        both = not host and socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=1024, dualstack_ipv6=both)
     except OSError as error:
         told_port = f"process 0 cannot wait on port {port}: {error.strerror}"
         raise PeerLost(f"{told_port}; another run may still hold it: end that, or give another port") from error

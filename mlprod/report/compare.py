@@ -49,7 +49,9 @@ def main(options: argparse.Namespace) -> None:
         for note in run.notes:
             console.print(Text(f"{letter}: {visible(note)}"), soft_wrap=True)
     if options.output:
-        write(Path(options.output), rendered("compare.html", view(runs)))
+        with past.told_of(*runs):
+            page = rendered("compare.html", view(runs))
+        write(Path(options.output), page)
 
 
 def folder_of(word: str) -> Path:

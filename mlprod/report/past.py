@@ -6,14 +6,15 @@ Price: the log is read once; 48 bytes a step stay in memory.
 """
 
 import bisect
-import json
 import math
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlprod import documents
 from mlprod.attempts import read_attempts
 from mlprod.checkpoint.run_state import RunState
 from mlprod.checkpoint.saved import SavedSteps
@@ -23,6 +24,7 @@ from mlprod.tracking import read_log
 Line = Mapping[str, Any]
 VALUES = ("loss", "rate", "grad_norm")  # of a step, that are shown
 MISSING = (math.nan, 0.0)
+NO_RUN = (ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError)  # files of others
 
 
 @dataclass(kw_only=True)
@@ -140,7 +142,7 @@ def read(workdir: Path) -> Past:
     try:
         attempts, train, evals = _from_log(read_log(workdir))
         _take_notes(attempts, read_attempts(workdir) if attempts else ())
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, *NO_RUN) as error:
         raise WorkdirError(f"{workdir}: the log cannot be read ({type(error).__name__}); restore it from a copy") from error
     if not attempts:
         raise WorkdirError(f"{workdir} holds no run (log.jsonl is missing or empty); run `mlprod train` first")
@@ -150,6 +152,16 @@ def read(workdir: Path) -> Past:
         about, told = _from_checkpoint(workdir)
         notes = [*notes, told]
     return Past(workdir=workdir, attempts=attempts, train=train, evals=evals, evaluations=evaluations, about=about, notes=notes)
+
+
+@contextmanager
+def told_of(*runs: Past) -> Iterator[None]:
+    """Turns what makes a page impossible into a WorkdirError: what the runs' files hold is nothing that `train` wrote."""
+    try:
+        yield
+    except NO_RUN as error:
+        where = ", ".join(str(run.workdir) for run in runs)
+        raise WorkdirError(f"{where}: no page can be made of it ({type(error).__name__}: {str(error)[:100]})") from error
 
 
 def _from_log(lines: Iterable[Line]) -> tuple[list[Attempt], Curve, list[Line]]:
@@ -192,7 +204,7 @@ def _evaluations(workdir: Path) -> tuple[list[Line], list[str]]:
     found, notes = [], []
     for path in sorted((workdir / "evaluations").glob("*.json")):
         try:
-            body = json.loads(path.read_text(encoding="utf-8"))
+            body = documents.parse(documents.read(path), finite=False)
             found.append({"task": "binary", "by": {}, "figures": {}, "dataset_id": "", **body, "metrics": dict(body["metrics"])})
         except (OSError, ValueError, KeyError, TypeError) as error:
             notes.append(f"{path} cannot be read ({type(error).__name__})")

@@ -8,7 +8,6 @@ not changed.
 import argparse
 import dataclasses
 import datetime as dt
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -18,7 +17,7 @@ from urllib.parse import quote
 
 import jinja2
 
-from mlprod import manifest
+from mlprod import documents, manifest
 from mlprod.attempts import EVERY_S
 from mlprod.compare import as_json, completed, differences
 from mlprod.config import Config
@@ -34,7 +33,9 @@ def main(cfg: Config, options: argparse.Namespace) -> None:
     """Writes the page of the config's run and prints where it lies."""
     run = past.read(Path(cfg.workdir))
     path = Path(options.output or Path(cfg.workdir) / "report.html")
-    write(path, rendered("page.html", view(run, cfg, path)))
+    with past.told_of(run):
+        page = rendered("page.html", view(run, cfg, path))
+    write(path, page)
 
 
 def write(path: Path, text: str) -> None:
@@ -197,7 +198,7 @@ def data_of(run: Past, folder: Path) -> dict[str, Any]:
         published = next((m for m in reversed(known) if m.dataset_id == id_), None)
         if published is None:
             return {"note": f"{where} holds no version with dataset_id {id_} any more.", **nothing}
-        return {"note": "", **_told(json.loads(store.read(published.report)), Path(where) / published.report, folder)}
+        return {"note": "", **_told(documents.parse(store.read(published.report)), Path(where) / published.report, folder)}
     except (MlprodError, OSError, ValueError, KeyError, TypeError) as error:
         return {"note": f"The report of {where} cannot be read ({type(error).__name__}).", **nothing}
 

@@ -1,0 +1,86 @@
+"""JSON that somebody else may have written: read within limits, or refused.
+
+Promise: what is read is a plain tree of at most `DEPTH` levels, each name once in its object, each number finite: no two readers
+can take it for different things. A file is regular and at most `LONGEST` bytes, whatever it becomes while it is read.
+Price: a pass over the tree.
+"""
+
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+LONGEST = 256 << 20  # bytes of a document: a manifest of three million row groups
+DEPTH = 64  # ours have about ten levels
+
+
+def parse(raw: bytes | str, *, finite: bool = True) -> Any:
+    """Returns the tree of a JSON text.
+
+    Args:
+        finite: whether every number must be; a metric need not.
+
+    Raises:
+        ValueError: it is no JSON, too long or too deep, names something twice in one object, or has a number that is not finite.
+    """
+    if len(raw) > LONGEST:
+        raise ValueError(f"{len(raw):,} are more than {LONGEST:,} bytes")
+    number = _finite if finite else float
+    try:
+        tree = json.loads(raw, object_pairs_hook=_once, parse_constant=number, parse_float=number)
+    except RecursionError as error:
+        raise ValueError(f"nested deeper than {DEPTH} levels") from error
+    check_depth(tree)
+    return tree
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is no finite number")
+    return number
+
+
+def check_depth(tree: Any) -> None:
+    """Raises ValueError where JSON data are nested deeper than `DEPTH`; itself it does not recurse."""
+    level, depth = [tree], 0
+    while level := [node for node in level if isinstance(node, dict | list)]:
+        depth += 1
+        if depth > DEPTH:
+            raise ValueError(f"nested deeper than {DEPTH} levels")
+        level = [child for node in level for child in (node.values() if isinstance(node, dict) else node)]
+
+
+def read(path: Path) -> bytes:
+    """Returns a small file's bytes.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no regular file, too long, or changed its length meanwhile.
+    """
+    # What was opened is looked at, not the name, which may be another file's by now. A pipe would else be waited for.
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        there = os.fstat(file.fileno())
+        if not stat.S_ISREG(there.st_mode):
+            raise ValueError(f"{path} is no regular file")
+        if there.st_size > LONGEST:
+            raise ValueError(f"{path} has {there.st_size:,} bytes, more than {LONGEST:,}")
+        body = file.read(there.st_size + 1)
+    if len(body) != there.st_size:
+        raise ValueError(f"{path} changed while it was read")
+    return body
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number, 0 or more, that 63 bits hold."""
+    return type(value) is int and 0 <= value < 1 << 63

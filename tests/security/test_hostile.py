@@ -1,0 +1,218 @@
+"""Files that were made to do harm end a verb with exit code 2 and one plain line, within seconds and little memory.
+
+A case is a line: its kind, its name, what is done to a copy of a good dataset or run, and the verb that meets it.
+"""
+
+import gzip
+import json
+import os
+import shutil
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlprod import cli, documents, manifest
+from mlprod.errors import DataError
+from mlprod.etl import files
+from mlprod.store import Store, open_store
+from tests import past_runs, rows
+from tests.refused import argv
+
+Capture = pytest.CaptureFixture[str]
+SECONDS, BYTES = 5.0, 300 << 20
+DEEP = "[" * 100_000
+NUMBERS = ("NaN", "Infinity", "-Infinity", "1e999")
+
+
+def at(body: Any, path: str) -> tuple[Any, Any]:
+    """What holds a value of JSON data, and its name there: `splits.train.0.path`."""
+    *steps, last = (int(s) if s.isdecimal() else s for s in path.split("."))
+    for step in steps:
+        body = body[step]
+    return body, last
+
+
+def of_manifest(path: str, value: Any) -> Callable[[Path], None]:
+    """Changes a value of the manifest."""
+
+    def change(dataset: Path) -> None:
+        file = dataset / "manifests" / "000001.json"
+        body = json.loads(file.read_text())
+        holder, name = at(body, path)
+        holder[name] = value
+        file.write_text(json.dumps(body))
+
+    return change
+
+
+def instead(name: str, text: str | Callable[[str], str]) -> Callable[[Path], None]:
+    """Replaces the text of a file."""
+    return lambda folder: (folder / name).write_text(text if isinstance(text, str) else text((folder / name).read_text())) and None
+
+
+def linked(name: str, target: str) -> Callable[[Path], None]:
+    """Puts a link where a file or folder was; one to `elsewhere` leads to a good copy outside of the dataset."""
+
+    def change(dataset: Path) -> None:
+        place = dataset / name
+        if target == "elsewhere":
+            place.rename(dataset.parent / "elsewhere")
+        else:
+            place.unlink()
+        place.symlink_to(dataset.parent / "elsewhere" if target == "elsewhere" else target)
+
+    return change
+
+
+FIRST, MANIFEST, FEATURES = "splits.train.0", "manifests/000001.json", "features/000001.json"
+OUTSIDE = ("../secret", "../../etc/passwd", "files/../../secret", "files/./x", "files//x", "..", "files/..", "files\\..\\..\\x")
+ABSOLUTE = ("/etc/passwd", "/", "//etc/passwd", "/dev/zero", "/proc/self/environ", "file:///etc/passwd", "C:\\x", "~/x")
+HUGE = {
+    f"{FIRST}.groups.0": 1 << 60, f"{FIRST}.bytes": 1 << 70, f"{FIRST}.spans.0": [0, 1 << 60], "columns.2.shape": [1 << 63],
+    "columns.2.vocabulary_size": 1 << 40, "group_rows": 1 << 64, f"{FIRST}.spans.0.1": -1, "version": 1 << 80,
+}  # fmt: skip
+COUNTS = ("group_rows", "version", "parent", f"{FIRST}.bytes", f"{FIRST}.groups.0", "columns.2.vocabulary_size", "hash_seed")
+
+CASES: dict[str, tuple[Callable[[Path], None], str]] = {
+    **{f"traversal: file {p}": (of_manifest(f"{FIRST}.path", p), "show") for p in OUTSIDE},
+    "traversal: features": (of_manifest("features", "../features/000001.json"), "show"),
+    "traversal: report": (of_manifest("report", "../reports/000001.json"), "show"),
+    **{f"absolute: file {p}": (of_manifest(f"{FIRST}.path", p), "show") for p in ABSOLUTE},
+    "absolute: features": (of_manifest("features", "/etc/passwd"), "show"),
+    "absolute: report": (of_manifest("report", "/etc/passwd"), "show"),
+    **{f"link: {n} out": (linked(n, "elsewhere"), "check") for n in ("files", "features", "manifests", MANIFEST, FEATURES)},
+    "link: a version's files out": (linked("files/000001", "elsewhere"), "check"),
+    "link: manifest to a device": (linked(MANIFEST, "/dev/zero"), "check"),
+    "link: features to a device": (linked(FEATURES, "/dev/zero"), "check"),
+    "link: features to a password file": (linked(FEATURES, "/etc/passwd"), "check"),
+    "link: features to itself": (linked(FEATURES, "000001.json"), "check"),
+    **{f"deep: {n}, {kind}": (instead(n, text), "show")
+       for n in (MANIFEST, FEATURES) for kind, text in {
+           "lists": DEEP, "objects": '{"a":' * 100_000, "closed lists": "[" * 900 + "]" * 900, "closed objects":
+           '{"a":' * 900 + "1" + "}" * 900}.items()},
+    **{f"twice: {n} {name}": (instead(n, lambda text, name=name: text.replace("{", f'{{"{name}": 0,', 1)), "show")
+       for n, names in {MANIFEST: ("format", "splits", "features", "report", "group_rows", "config"),
+                        FEATURES: ("features", "target")}.items() for name in names},
+    **{f"huge: {path}": (of_manifest(path, value), "show") for path, value in HUGE.items()},
+    "huge: a manifest of 1 TB": (lambda d: os.truncate(d / MANIFEST, 1 << 40), "show"),
+    "huge: a transform of 1 TB": (lambda d: os.truncate(d / FEATURES, 1 << 40), "show"),
+    **{f"number: {path}": (of_manifest(path, float("nan")), "show") for path in COUNTS},
+    **{f"number: {n} in the manifest": (instead(MANIFEST, lambda t, n=n: t.replace("{", f'{{"extra": {n},', 1)), "show")
+       for n in NUMBERS},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change, verb", CASES.values(), ids=list(CASES))
+def test_a_hostile_dataset(
+    change: Callable[[Path], None], verb: str, dataset: Path, csv: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """Refused, told on one line without control characters, in bounded time and memory."""
+    mine = Path(shutil.copytree(dataset, tmp_path / "dataset"))
+    change(mine)
+    words = (f"--config.dataset={mine}", f"--config.etl.source.path={csv}", f"--config.workdir={tmp_path / 'run'}")
+    capsys.readouterr()
+    tracemalloc.start()
+    began = time.monotonic()
+    try:
+        code = cli.run(argv("check", *words) if verb == "check" else argv("data", "show", *words))
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    told = capsys.readouterr().err
+    assert code == 2, told[-1500:]
+    assert told.startswith("mlprod: ")
+    assert told.count("\n") == 1
+    assert told[:-1].isprintable()
+    assert time.monotonic() - began < SECONDS
+    assert most < BYTES
+
+
+# ---- each guard is needed: without it, harm ----------------------------------------------------------------------------
+
+
+def test_without_the_guard_of_paths_a_file_elsewhere_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `..`, and by a link."""
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "dataset" / "link").symlink_to(tmp_path / "secret")
+    store = open_store(str(tmp_path / "dataset"))
+    for path in ("../secret", "link"):
+        with pytest.raises(DataError, match="leads out of the folder"):
+            store.read(path)
+    monkeypatch.setattr(Store, "_where", lambda self, path: f"{self._root}/{path}")
+    assert store.read("../secret") == store.read("link") == b"secret"
+
+
+def test_without_the_check_of_a_manifest_it_says_anything(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An absolute path, and a row group of more rows than there are atoms in a gram."""
+    mine = Path(shutil.copytree(dataset, tmp_path / "dataset"))
+    of_manifest("report", "/etc/passwd")(mine)
+    of_manifest(f"{FIRST}.groups.0", 1 << 80)(mine)
+    with pytest.raises(DataError):
+        manifest.read(open_store(str(mine)))
+    monkeypatch.setattr(manifest, "_check", lambda found: None)
+    found = manifest.read(open_store(str(mine)))
+    assert (mine / found.report).read_bytes(), "a file of the machine's"
+    assert found.num_rows("train") >= 1 << 80
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"a": NaN}', '{"a": 1e999}', "[" * 200 + "]" * 200])
+def test_without_the_guard_of_documents_all_is_taken(text: str) -> None:
+    """The library itself takes it, in silence."""
+    json.loads(text)
+    with pytest.raises(ValueError, match=r"twice|finite|deeper"):
+        documents.parse(text)
+
+
+def test_a_packed_file_that_grows_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """It is refused while it is unpacked, and only part of it was ever on the disk; without the guard all of it is."""
+    monkeypatch.chdir(tmp_path)
+    with gzip.open("rows.csv.gz", "wb", compresslevel=9) as file:
+        file.write((rows.HEADER + "\n").encode())
+        for _ in range(160):
+            file.write(b"\n" * (1 << 20))
+    assert Path("rows.csv.gz").stat().st_size < 1 << 20
+    assert cli.run(argv("etl", "--config.etl.source.path=rows.csv.gz")) == 2
+    assert "rows.csv.gz becomes more than 67,108,864 bytes, 200 times its size" in capsys.readouterr().err
+    monkeypatch.setattr(files, "TIMES", 1 << 20)
+    assert files.copy_plain("rows.csv.gz", "utf-8", tmp_path / "copy")["bytes"] > 160 << 20
+
+
+NAMES = ("\x1b[2Jgone", "a\rb", "\x07bell", "\u202eflip", "\x9b31m", "\x00nul", "\x1b]0;title\x07", "\x08\x08back")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_error_acts_on_the_terminal(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """A folder of a run may be called so."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["compare", f"run{name}"]) in (1, 2)
+    told = capsys.readouterr().err
+    assert "\n" in told
+    assert "\0" in name or told[:-1].isprintable()
+    monkeypatch.setattr(cli, "one_line", str)
+    if "\0" not in name:
+        cli.run(["compare", f"run{name}"])
+        assert not capsys.readouterr().err[:-1].isprintable()
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "attempts.jsonl"])
+@pytest.mark.parametrize("line", [DEEP, "[]", "1", '{"kind": 1}', '{"kind": "start", "time": "x", "step": {}, "run": 1}', "null"])
+def test_a_hostile_log(name: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """The page of a run is refused, not half made."""
+    cfg = past_runs.config(tmp_path / "run", steps=2)
+    with past_runs.attempt(cfg, 0) as trackers:
+        past_runs.steps(trackers, [1, 2])
+    with (tmp_path / "run" / name).open("a") as file:
+        file.write(line + "\n")
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert cli.run(argv("report", "--config.workdir=run")) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert not (tmp_path / "run" / "report.html").exists()
