@@ -3,24 +3,29 @@
 A case is a line: its kind, its name, what is done to a copy of a good dataset or run, and the verb that meets it.
 """
 
+import ast
 import gzip
 import json
 import os
 import shutil
+import sqlite3
 import time
 import tracemalloc
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlprod import cli, documents, manifest
+from mlprod.config import SqlSource
 from mlprod.errors import DataError
-from mlprod.etl import files
+from mlprod.etl import files, sql
 from mlprod.store import Store, open_store
 from tests import past_runs, rows
 from tests.refused import argv
+from tests.test_layers import TREES
 
 Capture = pytest.CaptureFixture[str]
 SECONDS, BYTES = 5.0, 300 << 20
@@ -51,7 +56,12 @@ def of_manifest(path: str, value: Any) -> Callable[[Path], None]:
 
 def instead(name: str, text: str | Callable[[str], str]) -> Callable[[Path], None]:
     """Replaces the text of a file."""
-    return lambda folder: (folder / name).write_text(text if isinstance(text, str) else text((folder / name).read_text())) and None
+
+    def change(folder: Path) -> None:
+        file = folder / name
+        file.write_text(text if isinstance(text, str) else text(file.read_text()))
+
+    return change
 
 
 def linked(name: str, target: str) -> Callable[[Path], None]:
@@ -216,3 +226,104 @@ def test_a_hostile_log(name: str, line: str, tmp_path: Path, monkeypatch: pytest
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert not (tmp_path / "run" / "report.html").exists()
+
+
+# ---- SQL ---------------------------------------------------------------------------------------------------------------
+
+INJECTIONS = (
+    "t; DROP TABLE t", 't"; DROP TABLE t; --', "t' OR '1'='1", "t) UNION SELECT * FROM s", "(SELECT * FROM s)", "t /* */", "t--", "t` x",
+)  # fmt: skip
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    """Three rows, one of which a filter is to keep back."""
+    with closing(sqlite3.connect(tmp_path / "rows.db")) as there, there:
+        there.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, day TEXT)")
+        there.executemany("INSERT INTO t VALUES (?, ?)", [(1, "a"), (2, "b"), (3, "c")])
+    return tmp_path / "rows.db"
+
+
+def rows_in(database: Path) -> int:
+    """Rows of the table, which must still be there."""
+    with closing(sqlite3.connect(database)) as there:
+        return int(there.execute("SELECT count(*) FROM t").fetchone()[0])
+
+
+@pytest.mark.parametrize("name", INJECTIONS)
+def test_a_name_is_no_sql(name: str, database: Path) -> None:
+    """Of a table or a column: there is none of that name."""
+    for source, names in ((SqlSource(url=f"sqlite:///{database}", table=name), ["id"]),
+                          (SqlSource(url=f"sqlite:///{database}", table="t"), [name])):  # fmt: skip
+        with pytest.raises(DataError) as told:
+            list(sql.sql_chunks(source, names, 10))
+        assert told.value.exit_code == 2
+    assert rows_in(database) == 3
+
+
+@pytest.mark.parametrize("value", INJECTIONS)
+def test_a_value_is_no_sql(value: str, database: Path) -> None:
+    """A bound text is compared as it is; put into the text of a query, as here by hand, one of them gives all rows."""
+    source = SqlSource(url=f"sqlite:///{database}", table="t", watermark="day", start=value)
+    found = sum(chunk.num_rows for chunk in sql.sql_chunks(source, ["id"], 10))
+    assert found == sum(day >= value for day in "abc")
+    assert rows_in(database) == 3
+    with closing(sqlite3.connect(database)) as there:
+        pasted = there.execute("SELECT count(*) FROM t WHERE day >= 't' OR '1'='1'").fetchone()[0]
+    assert pasted == 3
+
+
+# ---- swapped files -----------------------------------------------------------------------------------------------------
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    """The plain way of reading would stand until somebody writes."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="no regular file"):
+        documents.read(tmp_path / "pipe")
+
+
+def test_a_file_that_is_swapped_after_it_was_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was opened is read and looked at: the name is another file's by then."""
+    good, other = tmp_path / "good", tmp_path / "other"
+    good.write_text("{}")
+    other.symlink_to("/dev/zero")
+    real = os.fstat
+
+    def swapped(descriptor: int) -> os.stat_result:
+        if other.is_symlink():
+            os.replace(other, good)
+        return real(descriptor)
+
+    monkeypatch.setattr(documents.os, "fstat", swapped)
+    assert documents.read(good) == b"{}"
+    assert good.is_symlink()
+    with pytest.raises(ValueError, match="no regular file"):
+        documents.read(good)
+
+
+@pytest.mark.parametrize("added", [b"more", b"", b"m" * 5000])
+def test_a_file_that_changes_while_it_is_read(added: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer or shorter, through another link to it."""
+    (tmp_path / "good").write_bytes(b"body")
+    os.link(tmp_path / "good", tmp_path / "link")
+    real = os.fstat
+
+    def changed(descriptor: int) -> os.stat_result:
+        found = real(descriptor)
+        (tmp_path / "link").write_bytes(b"body" + added if added else b"")
+        return found
+
+    monkeypatch.setattr(documents.os, "fstat", changed)
+    with pytest.raises(ValueError, match="changed while it was read"):
+        documents.read(tmp_path / "good")
+
+
+# ---- outputs -----------------------------------------------------------------------------------------------------------
+
+
+def test_no_csv_is_written() -> None:
+    """So a cell that begins with = or @ meets no spreadsheet of ours: `predict` and `evaluate` write Parquet, which has none."""
+    writers = ("to_csv", "csv.writer", "csv.DictWriter", "write_csv", "to_excel")
+    assert [(module, ast.unparse(node.func)) for module, tree in TREES.items() for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(writers)] == []  # fmt: skip
