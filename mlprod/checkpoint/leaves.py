@@ -88,7 +88,9 @@ def open_leaf(folder: str, path: str, described: Mapping[str, Any]) -> Any:
     if (list(array.shape), array.dtype.name) != (described["shape"], described["dtype"]):
         raise Damaged(f"{path} is {array.dtype.name}{list(array.shape)}, not {described['dtype']}{described['shape']}")
     chunk = array.chunk_layout.read_chunk.shape or array.shape
-    if any(piece > max(size, 1) for piece, size in zip(chunk, array.shape, strict=True)):  # each is decoded whole
+    if any(
+        piece is None or piece > max(size, 1) for piece, size in zip(chunk, array.shape, strict=True)
+    ):  # each is decoded whole
         raise Damaged(f"{path} lies in pieces of {list(chunk)}, larger than it is")
     return array
 

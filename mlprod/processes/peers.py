@@ -24,7 +24,7 @@ from jax.errors import JaxRuntimeError
 from mlprod.config import LimitsConfig
 from mlprod.errors import ConfigError, MlprodError, PeerLost, Preempted
 from mlprod.processes.pulse import JOIN, VARIABLE, Pulse
-from mlprod.processes.rank import Rank
+from mlprod.processes.rank import Rank, bind_address
 from mlprod.processes.roll_call import Told, roll_call
 
 MEET_S = 60  # for JAX to meet, when all are there

@@ -31,7 +31,7 @@ def test_where_process_0_listens(coordinator: str, given: str, host: str, addres
 def test_a_name_of_this_machine_for_itself_is_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
     """Debian calls a machine 127.0.1.1 by its name: who listens there is heard by nobody else."""
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", 0))]
-    monkeypatch.setattr(rank.socket, "getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     assert rank.bind_host("node1:1234", {}) == ""
 
 

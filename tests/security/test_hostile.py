@@ -19,9 +19,12 @@ from typing import Any
 import pytest
 
 from mlprod import cli, documents, manifest
+from mlprod.checkpoint.run_state import Damaged, RunState, encode, parse
+from mlprod.checkpoint.saved import SavedSteps
 from mlprod.config import SqlSource
 from mlprod.errors import DataError
 from mlprod.etl import files, sql
+from mlprod.manifest import sha256_text
 from mlprod.store import Store, open_store
 from tests import past_runs, rows
 from tests.refused import argv
@@ -54,12 +57,21 @@ def of_manifest(path: str, value: Any) -> Callable[[Path], None]:
     return change
 
 
-def instead(name: str, text: str | Callable[[str], str]) -> Callable[[Path], None]:
+def instead(name: str, text: str) -> Callable[[Path], None]:
     """Replaces the text of a file."""
 
     def change(folder: Path) -> None:
-        file = folder / name
-        file.write_text(text if isinstance(text, str) else text(file.read_text()))
+        (folder / name).write_text(text)
+
+    return change
+
+
+def before(name: str, text: str) -> Callable[[Path], None]:
+    """Puts text before all else in the object that a file holds."""
+
+    def change(folder: Path) -> None:
+        body = (folder / name).read_text()
+        (folder / name).write_text(body.replace("{", "{" + text, 1))
 
     return change
 
@@ -104,14 +116,14 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
        for n in (MANIFEST, FEATURES) for kind, text in {
            "lists": DEEP, "objects": '{"a":' * 100_000, "closed lists": "[" * 900 + "]" * 900, "closed objects":
            '{"a":' * 900 + "1" + "}" * 900}.items()},
-    **{f"twice: {n} {name}": (instead(n, lambda text, name=name: text.replace("{", f'{{"{name}": 0,', 1)), "show")
+    **{f"twice: {n} {name}": (before(n, f'"{name}": 0,'), "show")
        for n, names in {MANIFEST: ("format", "splits", "features", "report", "group_rows", "config"),
                         FEATURES: ("features", "target")}.items() for name in names},
     **{f"huge: {path}": (of_manifest(path, value), "show") for path, value in HUGE.items()},
     "huge: a manifest of 1 TB": (lambda d: os.truncate(d / MANIFEST, 1 << 40), "show"),
     "huge: a transform of 1 TB": (lambda d: os.truncate(d / FEATURES, 1 << 40), "show"),
     **{f"number: {path}": (of_manifest(path, float("nan")), "show") for path in COUNTS},
-    **{f"number: {n} in the manifest": (instead(MANIFEST, lambda t, n=n: t.replace("{", f'{{"extra": {n},', 1)), "show")
+    **{f"number: {n} in the manifest": (before(MANIFEST, f'"extra": {n},'), "show")
        for n in NUMBERS},
 }  # fmt: skip
 
@@ -157,9 +169,7 @@ def test_without_the_guard_of_paths_a_file_elsewhere_is_read(tmp_path: Path, mon
     assert store.read("../secret") == store.read("link") == b"secret"
 
 
-def test_without_the_check_of_a_manifest_it_says_anything(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_check_of_a_manifest_it_says_anything(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An absolute path, and a row group of more rows than there are atoms in a gram."""
     mine = Path(shutil.copytree(dataset, tmp_path / "dataset"))
     of_manifest("report", "/etc/passwd")(mine)
@@ -231,7 +241,8 @@ def test_a_hostile_log(name: str, line: str, tmp_path: Path, monkeypatch: pytest
 # ---- SQL ---------------------------------------------------------------------------------------------------------------
 
 INJECTIONS = (
-    "t; DROP TABLE t", 't"; DROP TABLE t; --', "t' OR '1'='1", "t) UNION SELECT * FROM s", "(SELECT * FROM s)", "t /* */", "t--", "t` x",
+    "t; DROP TABLE t", 't"; DROP TABLE t; --', "t' OR '1'='1",
+    "t) UNION SELECT * FROM s", "(SELECT * FROM s)", "t /* */", "t--", "t` x",
 )  # fmt: skip
 
 
@@ -295,7 +306,7 @@ def test_a_file_that_is_swapped_after_it_was_opened(tmp_path: Path, monkeypatch:
             os.replace(other, good)
         return real(descriptor)
 
-    monkeypatch.setattr(documents.os, "fstat", swapped)
+    monkeypatch.setattr(os, "fstat", swapped)
     assert documents.read(good) == b"{}"
     assert good.is_symlink()
     with pytest.raises(ValueError, match="no regular file"):
@@ -314,7 +325,7 @@ def test_a_file_that_changes_while_it_is_read(added: bytes, tmp_path: Path, monk
         (tmp_path / "link").write_bytes(b"body" + added if added else b"")
         return found
 
-    monkeypatch.setattr(documents.os, "fstat", changed)
+    monkeypatch.setattr(os, "fstat", changed)
     with pytest.raises(ValueError, match="changed while it was read"):
         documents.read(tmp_path / "good")
 
@@ -327,3 +338,42 @@ def test_no_csv_is_written() -> None:
     writers = ("to_csv", "csv.writer", "csv.DictWriter", "write_csv", "to_excel")
     assert [(module, ast.unparse(node.func)) for module, tree in TREES.items() for node in ast.walk(tree)
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(writers)] == []  # fmt: skip
+
+
+# ---- a run's JSON ------------------------------------------------------------------------------------------------------
+
+GOOD = RunState(
+    run_id="r", attempt=1, step=5, next_example=320, dataset_id="d", order={}, config={}, environment={}, tracker_id=""
+)
+STATES = {
+    **{f"number: {name} {n}": (f'"{name}":{value}', f'"{name}":{n}')
+       for name, value in (("step", 5), ("attempt", 1), ("next_example", 320)) for n in (*NUMBERS, "-1", "5.5", '"5"', "1e400")},
+    "twice": ('"run_id"', '"step":5,"run_id"'), "deep": ('"order":{}', '"order":' + DEEP),
+    "deep and closed": ('"order":{}', '"order":' + "[" * 900 + "]" * 900),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("old, new", STATES.values(), ids=list(STATES))
+def test_a_hostile_run_json(old: str, new: str) -> None:
+    """Its checksum is right: who wrote it knew how."""
+    text = encode(GOOD)["text"]
+    assert parse(json.dumps({"text": text, "sha256": sha256_text(text)}).encode(), 5) == GOOD
+    bad = text.replace(old, new)
+    assert bad != text
+    with pytest.raises(Damaged):
+        parse(json.dumps({"text": bad, "sha256": sha256_text(bad)}).encode(), 5)
+
+
+def test_a_run_json_without_end(tmp_path: Path) -> None:
+    """A link to a device, and a file of holes: neither is read to its end."""
+    for step, put in ((1, lambda file: file.symlink_to("/dev/zero")), (2, lambda file: truncated(file))):
+        file = tmp_path / "checkpoints" / f"{step:08d}" / "run" / "metadata"
+        file.parent.mkdir(parents=True)
+        put(file)
+    assert {type(found) for found in SavedSteps(tmp_path).runs().values()} == {Damaged}
+
+
+def truncated(file: Path) -> None:
+    """Makes a file of 1 TB that takes no room."""
+    file.touch()
+    os.truncate(file, 1 << 40)
