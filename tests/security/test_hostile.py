@@ -13,9 +13,11 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 
 from mlprod import cli, documents, manifest
@@ -25,6 +27,7 @@ from mlprod.config import SqlSource
 from mlprod.errors import DataError
 from mlprod.etl import files, sql
 from mlprod.manifest import sha256_text
+from mlprod.report import past, run
 from mlprod.store import Store, open_store
 from tests import past_runs, rows
 from tests.refused import argv
@@ -377,3 +380,36 @@ def truncated(file: Path) -> None:
     """Makes a file of 1 TB that takes no room."""
     file.touch()
     os.truncate(file, 1 << 40)
+
+
+# ---- names in pages ----------------------------------------------------------------------------------------------------
+
+MARKUP = (
+    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", '"><svg onload=alert(1)>', "</title><script>x</script>",
+    "<iframe src=//x>", "<a href='javascript:x'>y</a>", "<style>*{display:none}</style>", "<!-- hidden", "<b>\x1b[2J",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MARKUP)
+def test_a_name_is_no_markup(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a run, a class, a metric, a split; without the engine's escapes it is."""
+    cfg = past_runs.config(tmp_path / "run", name=name, steps=2)
+    with past_runs.attempt(cfg, 0) as trackers:
+        past_runs.steps(trackers, [1, 2])
+    figures = {**past_runs.FIGURES["classes"], "classes": [name, "b"]}
+    past_runs.evaluation(cfg, task="classes", split=name.replace("/", ""), metrics={name: 0.5}, figures=figures)
+
+    def page() -> str:
+        found = past.read(tmp_path / "run")
+        return run.rendered("page.html", run.view(found, cfg, tmp_path / "report.html"))
+
+    safe = page()
+    assert name not in safe
+    assert "\x1b" not in safe
+    monkeypatch.setattr(jinja2, "Environment", partial(unescaped, jinja2.Environment))
+    assert name.replace("\x1b", "\\x1b") in page()
+
+
+def unescaped(engine: Any, **options: Any) -> Any:
+    """The engine without its guard."""
+    return engine(**{**options, "autoescape": False})
