@@ -365,7 +365,7 @@ def test_what_the_manifest_says_must_follow_from_the_files(copied: Config, capsy
     assert "dataset_id 00 does not follow" in told(lambda body: body.update(dataset_id="00"))
     assert "does not follow" in told(lambda body: first(body)["sums"].__setitem__(2, "0" * 32))
     assert f"{shard.path}: its checksums are not" in told(lambda body: first(body)["checksums"].__setitem__(2, "0" * 16))
-    assert f"{shard.path}: its spans are not" in told(lambda body: first(body)["spans"].__setitem__(2, [0, 9]))
+    assert f"{shard.path}: its spans are not" in told(lambda body: first(body)["spans"].__setitem__(2, [0, 99]))
     assert f"{shard.path}: its offsets are not" in told(lambda body: first(body)["offsets"]["16"].update(label=3))
     assert f"{shard.path}: it has 8 row groups of 128 rows" in told(lambda body: first(body)["groups"].__setitem__(2, 15))
     assert "row groups of train are not of 16 rows each" in told(lambda body: first(body)["groups"].__setitem__(2, 15))

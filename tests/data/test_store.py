@@ -322,7 +322,7 @@ def test_a_local_folder_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store("folder")
     store._fs = Failing(clock, 0.0, OSError("input/output error"))
     with pytest.raises(OSError, match="input/output error"):
-        store.read("a")
+        store.open("a")
     assert store._fs.attempts == 1
 
 
