@@ -19,7 +19,7 @@ from mlprod.checkpoint.retention import main_metric
 from mlprod.checkpoint.run_state import Damaged, RunState
 from mlprod.checkpoint.saved import SavedSteps
 from mlprod.config import CheckpointConfig, Config
-from mlprod.errors import CheckpointError, WorkdirError
+from mlprod.errors import CheckpointError, RestoreError, WorkdirError
 
 
 def main(cfg: Config, options: argparse.Namespace) -> None:
@@ -66,11 +66,11 @@ def told_of_copies(copies: Copies) -> str:
 
 
 def show(saved: SavedSteps, step: int, console: Console) -> None:
-    """Prints a step's run JSON, less the config, and its arrays; raises CheckpointError when it is damaged."""
+    """Prints a step's run JSON, less the config, and its arrays; raises RestoreError when it is damaged."""
     try:
         run = saved.read_run(step)
     except Damaged as error:
-        raise CheckpointError(f"{saved.folder(step)} is damaged: {error}") from error
+        raise RestoreError(f"{saved.folder(step)} is damaged: {error}") from error
     told = {
         "run": f"{run.run_id}, attempt {run.attempt}", "dataset_id": run.dataset_id, "next example": f"{run.next_example:,}",
         "left out": ", ".join(f"[{a}, {b})" for a, b in run.skipped) or "nothing", "metrics": _told(run.metrics) or "none",

@@ -115,10 +115,12 @@ def _parser(verb: str) -> argparse.ArgumentParser:
         parser.add_argument(
             "--by", action="append", default=[], metavar="COLUMN", help="metrics by the values of a stored column too"
         )
-        parser.add_argument("--scores", default="", metavar="FILE", help="write row ids, labels and scores to this Parquet file")
+        parser.add_argument(
+            "--scores", default="", metavar="FILE", help="write row ids, labels and scores to this file (Parquet, or .csv)"
+        )
     if verb == "predict":
         parser.add_argument("--input", default="", metavar="CSV|URL", help="rows (default: the config's own source)")
-        parser.add_argument("--output", required=True, type=_file, metavar="FILE", help="Parquet file to write")
+        parser.add_argument("--output", required=True, type=_file, metavar="FILE", help="file to write: Parquet, or .csv")
         parser.add_argument("--limit", type=_whole, default=0, help="score at most so many rows (default: all)")
     return parser
 

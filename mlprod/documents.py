@@ -29,18 +29,23 @@ def parse(raw: bytes | str, *, finite: bool = True) -> Any:
         raise ValueError(f"{len(raw):,} are more than {LONGEST:,} bytes")
     number = _finite if finite else float
     try:
-        tree = json.loads(raw, object_pairs_hook=_once, parse_constant=number, parse_float=number)
+        tree = json.loads(raw, object_pairs_hook=once, parse_constant=number, parse_float=number)
     except RecursionError as error:
         raise ValueError(f"nested deeper than {DEPTH} levels") from error
     check_depth(tree)
     return tree
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+class Twice(ValueError):
+    """An object names something twice."""
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns a JSON object of its pairs; raises Twice where two have one name."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice")
+        raise Twice(f"{next(name for name in names if names.count(name) > 1)!r} twice")
     return found
 
 
@@ -66,7 +71,7 @@ def read(path: Path) -> bytes:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no regular file, too long, or changed its length meanwhile.
+        ValueError: it is no regular file, too long, or changed meanwhile.
     """
     # What was opened is looked at, not the name, which may be another file's by now. A pipe would else be waited for.
     with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
@@ -76,7 +81,8 @@ def read(path: Path) -> bytes:
         if there.st_size > LONGEST:
             raise ValueError(f"{path} has {there.st_size:,} bytes, more than {LONGEST:,}")
         body = file.read(there.st_size + 1)
-    if len(body) != there.st_size:
+        since = os.fstat(file.fileno())
+    if (len(body), since.st_mtime_ns) != (there.st_size, there.st_mtime_ns):
         raise ValueError(f"{path} changed while it was read")
     return body
 

@@ -64,6 +64,12 @@ class CheckpointError(MlprodError):
     """A save failed, or no saved step can be restored."""
 
 
+class RestoreError(CheckpointError, UserError):
+    """What was saved is damaged, was made to do harm, or is a newer program's; found before the first step."""
+
+    exit_code = 2
+
+
 class TrainingError(MlprodError):
     """The run itself went wrong (a NaN loss, a file that changed while being read)."""
 

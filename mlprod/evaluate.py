@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -33,7 +32,7 @@ from mlprod.features import Target
 from mlprod.metrics import Metric, metrics_of
 from mlprod.parallel.place import fetch, placed_ahead
 from mlprod.plan import Plan, make_plan, score_of
-from mlprod.scores import class_names, score_columns, score_fields
+from mlprod.scores import class_names, open_table_file, score_columns, score_fields
 from mlprod.state import TrainState
 from mlprod.step import Score
 
@@ -144,15 +143,15 @@ def check_output(option: str, path: str) -> Path:
 
 
 class ScoreFile:
-    """A Parquet file of row ids, labels and scores, written batch by batch."""
+    """A file, Parquet or CSV by its name, of row ids, labels and scores, written batch by batch."""
 
     def __init__(self, path: str, target: Target) -> None:
         """Opens the file."""
         self._target = target
         label = pa.string() if target.task == "classes" else pa.float32()
-        schema = pa.schema([("row_id", pa.uint64()), ("label", label), *score_fields(target)])
+        self._schema = pa.schema([("row_id", pa.uint64()), ("label", label), *score_fields(target)])
         try:
-            self._writer = pq.ParquetWriter(path, schema)
+            self._writer = open_table_file(Path(path), path, self._schema)
         except OSError as error:
             raise WorkdirError(f"--scores={path} cannot be written: {error}") from error
 
@@ -160,7 +159,7 @@ class ScoreFile:
         """Adds rows: arrays [K] by column."""
         label = class_names(self._target, rows["label"]) if self._target.task == "classes" else pa.array(rows["label"])
         columns = {"row_id": pa.array(rows["row_id"]), "label": label, **score_columns(self._target, rows["score"])}
-        self._writer.write_table(pa.table(columns, schema=self._writer.schema))
+        self._writer.write_table(pa.table(columns, schema=self._schema))
 
     def close(self) -> None:
         """Ends the file."""

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from mlprod import __version__
 from mlprod.checkpoint.run_state import RunState
@@ -34,7 +33,7 @@ from mlprod.features import Target, apply
 from mlprod.hashing import PAD_ID
 from mlprod.parallel.place import fetch, to_devices
 from mlprod.plan import Plan, make_plan, score_of
-from mlprod.scores import score_columns, score_fields
+from mlprod.scores import open_table_file, score_columns, score_fields
 from mlprod.state import TrainState
 from mlprod.step import Score
 from mlprod.validation import refuse_password
@@ -175,7 +174,7 @@ def provenance(plan: Plan, run: RunState) -> dict[str, str]:
 
 
 def main(cfg: Config, options: argparse.Namespace) -> None:
-    """The verb `predict`: writes a Parquet file of scores and prints how many rows were scored."""
+    """The verb `predict`: writes a file of scores, Parquet or CSV by its name, and prints how many rows were scored."""
     if cfg.etl.label.task == "tokens":
         raise ConfigError(
             "config.etl.label=NextToken() gives no row a score, so there is nothing to predict; `mlprod evaluate` tells log loss "
@@ -191,9 +190,10 @@ def main(cfg: Config, options: argparse.Namespace) -> None:
     rows = scored = 0
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(temporary, output_schema(typed_etl(plan), plan.features.target, provenance(plan, run))) as writer:
+        schema = output_schema(typed_etl(plan), plan.features.target, provenance(plan, run))
+        with open_table_file(temporary, output.name, schema) as writer:
             for table in predictions(plan, score_of(plan), state, source, options.limit):
-                writer.write_table(table.cast(writer.schema))
+                writer.write_table(table.cast(schema))
                 rows, scored = rows + table.num_rows, scored + table.num_rows - table["score"].null_count
         if not rows:
             raise DataError(f"--input={options.input or 'config.etl.source'} has no rows")

@@ -140,7 +140,7 @@ ENDINGS = {
     "user": (errors.UserError("no"), 2), "config": (errors.ConfigError("no"), 2), "data": (errors.DataError("no"), 2),
     "layout": (errors.LayoutError("no"), 2), "workdir": (errors.WorkdirError("no"), 2),
     "machine": (errors.MachineError("no"), 2),
-    "checkpoint": (errors.CheckpointError("no"), 1),
+    "checkpoint": (errors.CheckpointError("no"), 1), "restore": (errors.RestoreError("no"), 2),
     "training": (errors.TrainingError("no"), 1), "preempted": (errors.Preempted("no"), 75),
 }  # fmt: skip
 

@@ -1,6 +1,7 @@
 """A number, classes and a value that a label equals: from rows to predictions, measured by scikit-learn; and early stopping."""
 
 import argparse
+import csv
 import dataclasses
 import json
 import shutil
@@ -320,3 +321,22 @@ def test_a_killed_run_stops_where_the_straight_one_does(table: Path, trained: di
         assert {path: np.asarray(leaf).tobytes() for path, leaf in resumed.items()} == {
             p: a.tobytes() for p, a in straight.items()
         }
+
+
+@pytest.mark.parametrize("task", LABELS)
+def test_scores_as_csv(trained: dict[str, Config], tmp_path: Path, task: str) -> None:
+    """The numbers of the Parquet file, to the bit, by the end of the file's name."""
+    for name in ("out.parquet", "out.csv"):
+        predict.main(trained[task], argparse.Namespace(step=-1, input="", output=str(tmp_path / name), limit=300))
+    table = pq.read_table(tmp_path / "out.parquet")
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        head, *lines = csv.reader(file)
+    assert head == table.column_names
+    assert len(lines) == 300
+    for i, field in enumerate(table.schema):
+        texts = [line[i] or None for line in lines]
+        floats = field.type == "float"
+        assert table[field.name].to_pylist() == [
+            None if text is None else float(np.float32(text)) if floats else int(text) if field.name == "id" else text
+            for text in texts
+        ]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mlprod.checkpoint.run_state import Damaged, RunState, parse
 from mlprod.checkpoint.saved import STEP, SavedSteps
-from mlprod.errors import CheckpointError, WorkdirError
+from mlprod.errors import CheckpointError, RestoreError, WorkdirError
 from mlprod.store import Store, open_store
 
 OPTION = "config.checkpoint.copies"
@@ -82,7 +82,8 @@ class Copies:
         """Brings the newest good step of those that are wanted, which must not be there; returns whether there is one.
 
         Raises:
-            CheckpointError: the store cannot be read, or the newest is damaged and `strict` is set.
+            CheckpointError: the store cannot be read.
+            RestoreError: the newest is damaged and `strict` is set.
         """
         try:
             there, aside = self._files(), SavedSteps(saved.root / "coming")
@@ -94,7 +95,7 @@ class Copies:
                 except Damaged as error:
                     told = f"the copy of step {step} in {self.location} is damaged: {error}"
                     if strict:
-                        raise CheckpointError(f"{told}; config.checkpoint.strict is set") from error
+                        raise RestoreError(f"{told}; config.checkpoint.strict is set") from error
                     print(f"mlprod: {told}; looking for the one before", file=sys.stderr, flush=True)
                     continue
                 saved.root.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 from mlprod.checkpoint.run_state import Damaged
 from mlprod.checkpoint.saved import SavedSteps
 from mlprod.config import InitConfig
-from mlprod.errors import CheckpointError, ConfigError
+from mlprod.errors import ConfigError, RestoreError
 from mlprod.state import TrainState, flatten, unflatten
 
 
@@ -17,7 +17,7 @@ def begin_from(cfg: InitConfig, state: TrainState, abstract: TrainState, where: 
 
     Raises:
         ConfigError: that run has no such step, its arrays are not those of the config, or it learned behind another transform.
-        CheckpointError: no step of it is what was saved.
+        RestoreError: no step of it is what was saved.
     """
     saved = SavedSteps(Path(cfg.workdir))
     steps = [step for step in saved.steps() if cfg.step in (-1, step)]
@@ -40,4 +40,4 @@ def begin_from(cfg: InitConfig, state: TrainState, abstract: TrainState, where: 
         print(f"mlprod: {len(leaves)} arrays are those of run {run.run_id} at step {step}, trained on {run.dataset_id}")
         begun: TrainState = unflatten(abstract, flatten(state) | leaves)
         return begun
-    raise CheckpointError(f"config.init.workdir={cfg.workdir!r}: {why}")
+    raise RestoreError(f"config.init.workdir={cfg.workdir!r}: {why}")

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from mlprod import documents
-from mlprod.errors import CheckpointError
+from mlprod.errors import CheckpointError, RestoreError
 from mlprod.manifest import canonical, sha256_text
 
 FORMAT = 1
@@ -52,7 +52,7 @@ def parse(raw: bytes, step: int) -> RunState:
 
     Raises:
         Damaged: it is not what was saved, or speaks of another step.
-        CheckpointError: its format is newer than known.
+        RestoreError: its format is newer than known.
     """
     try:
         body = documents.parse(raw)
@@ -61,7 +61,7 @@ def parse(raw: bytes, step: int) -> RunState:
             raise Damaged("the run JSON's SHA-256 differs")
         tree = documents.parse(text)
         if tree["format"] > FORMAT:
-            raise CheckpointError(f"step {step} has format {tree['format']}, newer than {FORMAT}; update mlprod")
+            raise RestoreError(f"step {step} has format {tree['format']}, newer than {FORMAT}; update mlprod")
         if tree["step"] != step:
             raise Damaged(f"the run JSON speaks of step {tree['step']}")
         if not all(documents.is_count(tree[name]) for name in ("attempt", "step", "next_example")):

@@ -16,7 +16,7 @@ from mlprod import documents
 from mlprod.checkpoint import readback
 from mlprod.checkpoint.leaves import check_fits, leaf_table, read_leaves
 from mlprod.checkpoint.run_state import Damaged, RunState, parse
-from mlprod.errors import CheckpointError, ConfigError, WorkdirError
+from mlprod.errors import ConfigError, RestoreError, WorkdirError
 from mlprod.parallel.place import fetch
 from mlprod.state import TrainState, flatten, unflatten
 
@@ -31,7 +31,7 @@ STEP = re.compile(r"[0-9]{8,}")
 Accept = Callable[[RunState], None]  # raises where a run is not to be resumed
 
 
-class AllDamaged(CheckpointError):
+class AllDamaged(RestoreError):
     """There are saved steps, and none is what was saved."""
 
 
@@ -81,7 +81,7 @@ class SavedSteps:
 
         Raises:
             Damaged: it cannot be read, its SHA-256 differs, or it speaks of another step.
-            CheckpointError: its format is newer than known.
+            RestoreError: its format is newer than known.
         """
         try:
             raw = documents.read(self.folder(step) / "run" / "metadata")
@@ -144,7 +144,7 @@ class SavedSteps:
             set_aside: is given each damaged step, after it was named on stderr.
 
         Raises:
-            CheckpointError: every saved step is damaged, or the newest is and `strict` is set.
+            RestoreError: every saved step is damaged, or the newest is and `strict` is set.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -153,7 +153,7 @@ class SavedSteps:
             except Damaged as error:
                 message = f"checkpoint {self.folder(step)} is damaged: {error}"
                 if strict:
-                    raise CheckpointError(f"{message}; config.checkpoint.strict is set") from error
+                    raise RestoreError(f"{message}; config.checkpoint.strict is set") from error
                 print(f"mlprod: {message}; going back to the step before", file=sys.stderr, flush=True)
                 set_aside(step)
         if steps:

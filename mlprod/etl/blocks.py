@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from mlprod.config import Column
+from mlprod.etl.files import LONGEST_LINE, endless
 from mlprod.etl.schema import ARROW, FALSE, NULLS, TRUE
 
 QUOTE, NEWLINE, RETURN = ord('"'), ord("\n"), ord("\r")
@@ -44,7 +45,11 @@ class Part:
 
 
 def cut(path: str, delimiter: str, part_bytes: int) -> list[Part]:
-    """Returns the parts of a UTF-8 CSV file, about `part_bytes` each, without its header line; none where there are no rows."""
+    """Returns the parts of a UTF-8 CSV file, about `part_bytes` each, without its header line; none where there are no rows.
+
+    Raises:
+        DataError: a record is longer than any should be, as behind a quote that is never closed.
+    """
     size = os.path.getsize(path)
     if not size:
         return []
@@ -52,6 +57,8 @@ def cut(path: str, delimiter: str, part_bytes: int) -> list[Part]:
         return [Part(path, 0, -1, False, True)]
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         spans, quotes = _looked_at(mapped, delimiter.encode(), part_bytes)
+    if any(b - a > part_bytes + LONGEST_LINE for a, b in spans):
+        raise endless(path)
     if not all(quotes):
         return [Part(path, 0, -1, False, True)]
     return [Part(path, a, b, True, found == "quoted") for (a, b), found in zip(spans, quotes, strict=True)][1:]

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mlprod import documents
 from mlprod.config import Column
 from mlprod.errors import DataError
-from mlprod.etl.files import files_of, open_plain, partitions, told_of_file
+from mlprod.etl.files import (
+    ALWAYS_BYTES,
+    LONGEST_LINE,
+    TIMES,
+    bounded_lines,
+    endless,
+    files_of,
+    open_plain,
+    partitions,
+    shown,
+    told_of_file,
+)
 from mlprod.etl.schema import ARROW, Loose, cast, require, without_nan
 
 NAMED = 1000  # JSON lines whose names are those of the columns
+ALWAYS_ROWS = 1 << 24  # that any Parquet file may have; more are at most `TIMES` a byte of it
+_DECODER = json.JSONDecoder(object_pairs_hook=documents.once)  # of two values of one name, none is the row's
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +80,21 @@ def _told_of_parquet(path: str, told: str) -> Iterator[None]:
             raise DataError(f"{told}: {' '.join(str(error).split())[:200]}") from error
 
 
+def _planned(name: str) -> pq.ParquetFile:
+    """Returns an opened file; raises DataError where its rows or bytes are more than a file of its size can hold in earnest."""
+    file = _open(name)
+    metadata, size = file.metadata, Path(name).stat().st_size
+    unpacked = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    for what, number, most in (("rows", metadata.num_rows, ALWAYS_ROWS), ("bytes unpacked", unpacked, ALWAYS_BYTES)):
+        if number > max(TIMES * size, most):
+            told = f"{shown(name)} has {size:,} bytes and says that it has {number:,} {what}, more than {TIMES} times as many"
+            raise DataError(f"{told}; if it is what it should be, write it anew without compression")
+    return file
+
+
 def num_rows(path: str) -> int:
     """Returns how many rows the Parquet files have that a path names."""
-    return sum(_open(name).metadata.num_rows for name in files_of(path))
+    return sum(_planned(name).metadata.num_rows for name in files_of(path))
 
 
 def column_names(path: str) -> list[str]:
@@ -107,7 +134,7 @@ def row_groups(path: str, names: Sequence[str]) -> list[Any]:
     """Returns the row groups of the Parquet files that a path names; raises DataError where one lacks a column."""
     found = []
     for name in files_of(path):
-        file, first = _open(name), 0
+        file, first = _planned(name), 0
         metadata = file.metadata
         for column in names:
             require(column, [*file.schema_arrow.names, *partitions(name)], name)
@@ -206,12 +233,13 @@ def as_declared(array: pa.Array, type_name: str) -> pa.Array | None:
 
 
 def lines(path: str, part_bytes: int) -> list[Any]:
-    """Returns the parts of a file of lines, about `part_bytes` each."""
+    """Returns the parts of a file of lines, about `part_bytes` each; raises DataError where a line has no end."""
     with open(path, "rb") as file:
         size, ends = file.seek(0, 2), [0]
         while ends[-1] < size:
             file.seek(min(ends[-1] + part_bytes, size) - 1)
-            file.readline()
+            if len(file.readline(LONGEST_LINE)) == LONGEST_LINE:
+                raise endless(path)
             ends.append(file.tell())
     return [Lines(path, start, stop) for start, stop in pairwise(ends)]
 
@@ -235,7 +263,7 @@ def loose(part: RowGroup | Lines, names: Sequence[str], chunk_rows: int) -> Iter
 def first_lines(path: str, names: Sequence[str], num_rows: int) -> Loose | None:
     """Returns the first rows of a file of JSON lines, packed or not; None where there are none."""
     with told_of_file(path), open_plain(path, "utf-8") as plain, io.BufferedReader(plain) as file:
-        lines = list(islice((pair for pair in enumerate(file, 1) if pair[1].strip()), num_rows))
+        lines = list(islice((pair for pair in enumerate(bounded_lines(file, path), 1) if pair[1].strip()), num_rows))
     rows = [(number, _object(line.removeprefix(b"\xef\xbb\xbf"))) for number, line in lines]
     return _as_columns(Lines(path, 0, 0), names, rows) if rows else None
 
@@ -243,16 +271,19 @@ def first_lines(path: str, names: Sequence[str], num_rows: int) -> Loose | None:
 def line_names(path: str) -> list[str]:
     """Returns the names in the first `NAMED` objects of a file of JSON lines, in the order in which they come."""
     with told_of_file(path), open_plain(path, "utf-8") as plain, io.BufferedReader(plain) as file:
-        objects = [_object(line.removeprefix(b"\xef\xbb\xbf")) for line in islice((x for x in file if x.strip()), NAMED)]
+        first = islice((line for line in bounded_lines(file, path) if line.strip()), NAMED)
+        objects = [_object(line.removeprefix(b"\xef\xbb\xbf")) for line in first]
     return list(dict.fromkeys(name for found in objects if isinstance(found, dict) for name in found))
 
 
 def _object(line: bytes) -> dict[str, Any] | str:
     """Returns a line's JSON object, or why there is none."""
     try:
-        found = json.loads(line)
+        found = _DECODER.decode(line.decode())
     except UnicodeDecodeError:
         return "is not UTF-8 text"
+    except documents.Twice as error:
+        return f"names {error}"
     except (ValueError, RecursionError) as error:
         return f"is no JSON ({getattr(error, 'msg', type(error).__name__)})"
     return found if isinstance(found, dict) else "is no JSON object"

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 from mlprod.errors import DataError
-from mlprod.etl.files import is_plain, is_utf8, open_plain, shown, stamps, told_of_file
+from mlprod.etl.files import bounded_lines, is_plain, is_utf8, open_plain, shown, stamps, told_of_file
 from mlprod.etl.schema import NULLS, Loose, require
 
 UNPACKED = 4  # about how much larger a compressed file is unpacked
@@ -80,7 +80,7 @@ def _csv_rows(
         bytes_ = raw if stop < 0 else io.BytesIO(raw.read(stop - start))
         file = io.TextIOWrapper(bytes_, encoding="utf-8" if start else "utf-8-sig", newline="")
         try:
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            reader = csv.reader(bounded_lines(file, path), delimiter=delimiter, strict=True)
             for fields in reader:
                 if fields:
                     yield line, fields

@@ -27,6 +27,7 @@ from mlprod.store import FULL, Store, is_remote, open_store
 OPTION = "config.etl.source.path"
 COPIED_BYTES = 1 << 20  # at once
 TIMES, ALWAYS_BYTES = 200, 64 << 20  # tables shrink to a fifth or a tenth; of one value a column, to a hundredth
+LONGEST_LINE = 64 << 20  # of a line or record, which is in memory as a whole
 SUFFIXES = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4", ".br": "brotli"}
 
 
@@ -175,6 +176,19 @@ def is_utf8(encoding: str) -> bool:
 def is_plain(name: str, encoding: str) -> bool:
     """Whether a file is read as it lies."""
     return not is_remote(name) and Path(name).suffix.lower() not in SUFFIXES and is_utf8(encoding)
+
+
+def bounded_lines(file: Any, name: str) -> Iterator[Any]:
+    """Yields the lines of an open file, of bytes or text; raises DataError at one that is longer than `LONGEST_LINE`."""
+    while line := file.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE and line[-1:] not in ("\n", b"\n"):
+            raise endless(name)
+        yield line
+
+
+def endless(name: str) -> DataError:
+    """Returns that a file has a line that is too long to be one."""
+    return DataError(f"{shown(name)} has a line of more than {LONGEST_LINE:,} bytes; is it a table, and are its quotes closed?")
 
 
 class _Unpacked(io.RawIOBase):
