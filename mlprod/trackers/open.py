@@ -18,7 +18,7 @@ from mlprod.trackers.follow import Follower, Service
 from mlprod.trackers.run import TrackedRun, redacted
 from mlprod.trackers.tensorboard import TensorBoard
 from mlprod.trackers.wandb_run import Wandb
-from mlprod.tracking import LocalLog, Tracker, Trackers
+from mlprod.tracking import FILE, LocalLog, Tracker, Trackers
 
 SWITCH_S = 0.0005  # for which a thread may keep Python's lock when the loop wants it; 5 ms otherwise
 HURRY_S = 5.0  # within the grace period of a stop, which has a save to end as well
@@ -48,10 +48,10 @@ def open_trackers(
         return Trackers([])
     about = TrackedRun(workdir=workdir, name=name, run_id=run_id, attempt=attempt, step=step, config=redacted(config))
     services = list(_services(cfg, about))
-    local = LocalLog(workdir, run_id, attempt)
+    local = LocalLog(workdir, run_id, attempt, cfg.log_bytes)
     switched = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_S if services else switched)
-    followers = [Follower(who, opened, workdir / "log.jsonl", step, good) for who, opened in services]
+    followers = [Follower(who, opened, workdir / FILE, step, good) for who, opened in services]
     deadline = time.monotonic() + cfg.start_s
     for follower in followers:
         if not follower.wait_open(max(deadline - time.monotonic(), 0.0)):
