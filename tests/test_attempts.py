@@ -1,6 +1,7 @@
 """What is written of an attempt besides its steps: before the first one, now and then, and at the end."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -71,6 +72,6 @@ def test_a_long_life_takes_few_lines(tmp_path: Path, monkeypatch: pytest.MonkeyP
     written.close()
     told = [line["time"] - 1000.0 for line in read_attempts(tmp_path)][1:-1]
     assert told[:3] == [10.0, 20.0, 30.0]
-    assert all(later - before >= 0.0099 * later for before, later in zip(told, told[1:], strict=False))
-    assert max(later / before for before, later in zip(told, told[1:], strict=False) if before > 1e6) < 1.015
+    assert all(later - before >= 0.0099 * later for before, later in pairwise(told))
+    assert max(later / before for before, later in pairwise(told) if before > 1e6) < 1.015
     assert (tmp_path / attempts.FILE).stat().st_size < 1 << 20

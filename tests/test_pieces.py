@@ -109,7 +109,7 @@ def test_to_begin_a_piece_is_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyP
         log.log(record(step))
         took.append(time.perf_counter() - began)
     slow.set()
-    assert sorted(took)[-3] < 0.005, "all but what the machine's other users take"
+    assert sum(seconds > 0.04 for seconds in took) < 5, "20 pieces went; the machine's other users may take some time as well"
     log.close()
     settled(tmp_path)
     log_of(tmp_path, 200, 220, 2)
