@@ -51,7 +51,9 @@ MOMENTS: Mapping[str, Moment] = {
     "save that takes a minute": Moment(step=10, told="still in save after step"),
     "last save": Moment(step=60, told="still in save after step"),
     "reads are tried again": Moment(told="stopped after step"),
-    "trackers end": Moment(tracked="well,silent", given=("--config.tracking.finish_s=60",), step=60, code=0, told="not take everything"),
+    "trackers end": Moment(
+        tracked="well,silent", given=("--config.tracking.finish_s=60",), step=60, code=0, told="not take everything"
+    ),
     "etl: extract": Moment(verb="etl"),
     "etl: settle": Moment(verb="etl"),
     "etl: sort": Moment(verb="etl"),
@@ -139,4 +141,3 @@ def _rest(seconds: float) -> None:
         time.sleep(seconds)
 
     Trackers.log = log  # type: ignore[method-assign]
-
