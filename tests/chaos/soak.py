@@ -291,7 +291,8 @@ def table(soak: Soak, found: Sequence[Verdict]) -> str:
 
 PICTURES = (
     ("Memory", "MB", MB, ("uss", "rss")), ("Memory of W&B's processes", "MB", MB, ("others",)), ("Handles", "", 1, ("handles",)),
-    ("Threads", "", 1, ("threads",)), ("Temporary files", "", 1, ("temporary",)), ("Files in the run's folder", "", 1, ("files",)),
+    ("Threads", "", 1, ("threads",)), ("Temporary files", "", 1, ("temporary",)),
+    ("Files in the run's folder", "", 1, ("files",)),
     ("Log", "MB", MB, ("log",)), ("Kept: checkpoints, programs, evaluations", "MB", MB, ("kept",)),
     ("attempts.jsonl", "kB", 1e3, ("notes",)), ("W&B's and TensorBoard's files", "MB", MB, ("tracked",)),
     ("Steps", "thousand", 1e3, ("step",)),

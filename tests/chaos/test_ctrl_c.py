@@ -19,7 +19,7 @@ from tests.chaos.phases import UNFINISHED
 from tests.chaos.test_trackers import server_in, variables
 from tests.conftest import ROOT, MakeConfig
 
-SHORT = ("steps", "first step", "save that takes a minute", "etl: settle")
+SHORT = ("steps", "save that takes a minute", "etl: settle")
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +97,29 @@ def test_ctrl_c(name: str, make_config: MakeConfig, straight: Run, published: Ma
         return
     assert run.finish() == 0, run.output()
     assert_same_end(run, straight)
+
+
+@pytest.mark.chaos
+def test_ctrl_c_in_a_terminal_with_several_processes(make_config: MakeConfig, tmp_path: Path) -> None:
+    """All get it, all are gone, and go on together."""
+    run = Run(make_config("run"), ONE_DEVICE)
+    processes = run.start_several(2, "--config.steps=100000")
+    while run.last_step() < 12 and all(process.exitcode is None for process in processes):
+        time.sleep(0.01)
+    began = time.monotonic()
+    for process in processes:
+        os.kill(process.pid, signal.SIGINT)
+    for process in processes:
+        process.join(LIMIT_S)
+    took = time.monotonic() - began
+    print(f"| two processes | {took:.2f} | {[process.exitcode for process in processes]} |")
+    assert [process.exitcode for process in processes] == [75, 75], run.output()
+    assert took < WITHIN_S
+    processes = run.start_several(2)
+    for process in processes:
+        process.join(LIMIT_S)
+    assert [process.exitcode for process in processes] == [0, 0], run.output()
+    assert "resuming" in run.output()
 
 
 @pytest.mark.chaos
