@@ -42,7 +42,7 @@ def test_what_is_flat_is_flat() -> None:
 @pytest.mark.parametrize(
     "name, change",
     [
-        ("memory of its own (USS)", lambda i: {"uss": FLAT.uss + 60_000 * i}),
+        ("memory of its own (USS), the least", lambda i: {"uss": FLAT.uss + 60_000 * i}),
         ("handles", lambda i: {"handles": 50 + i // 60}),
         ("threads", lambda i: {"threads": 40 + i // 60}),
         ("temporary files", lambda i: {"temporary": 3 + i // 100}),
