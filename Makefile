@@ -21,7 +21,7 @@ INSTALL = install_env() { \
 	  touch "$$1/.stamp"; \
 	}; install_env
 
-.PHONY: help env demo test servers test-servers chaos lint bench smoke312 clean distclean
+.PHONY: help env demo test servers test-servers chaos soak lint bench smoke312 clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-14s %s\n' "$$name" "$$text"; done
@@ -59,6 +59,9 @@ test-servers: env ## the tests that need servers installed on the system
 
 chaos: env ## the long harness that kills and resumes runs
 	$(BIN)/python -m pytest -m chaos -rP $(ARGS)
+
+soak: env ## a run that is disturbed and watched for 30 minutes; curves in runs/soak/soak.html (ARGS="--minutes 5 --output FILE")
+	$(BIN)/python -m tests.chaos.soak $(ARGS)
 
 lint: env ## format, lint and type checks over every file git knows
 	$(BIN)/pre-commit run --all-files

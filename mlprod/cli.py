@@ -13,9 +13,11 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from mlprod import interrupt
 from mlprod.config import AUTO, Config, kept_programs
 from mlprod.errors import DataError, MlprodError, UserError, nearest, one_line
 from mlprod.processes.rank import find_rank
@@ -37,7 +39,9 @@ VERBS = {
 WITHOUT_CONFIG = {  # verb -> its module
     "init": "mlprod.init.run", "compare": "mlprod.report.compare", "run": "mlprod.processes.supervise",
 }  # fmt: skip
+GO_ON = ("etl", "train")  # verbs that go on where they were stopped
 WITHOUT_DEVICE = {"data": "mlprod.datasets", "report": "mlprod.report.run"}
+AtOnce = Callable[[Callable[..., Any]], Callable[..., Any]]
 USAGE = "usage: mlprod VERB --config FILE [--config.field=value ...] [options]"
 
 
@@ -204,45 +208,46 @@ def _check_slice(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise error
 
 
-def _run(verb: str, options: argparse.Namespace, overrides: Sequence[str]) -> None:
+def _run(verb: str, options: argparse.Namespace, overrides: Sequence[str], at_once: AtOnce) -> None:
+    load = at_once(importlib.import_module)
     if verb in WITHOUT_CONFIG:
-        importlib.import_module(WITHOUT_CONFIG[verb]).main(options)
+        load(WITHOUT_CONFIG[verb]).main(options)
         return
     if verb == "doctor" and not options.config:
         if overrides:
             raise UserError(f"{overrides[0]} needs --config FILE")
-        importlib.import_module("mlprod.doctor.run").main(None)
+        load("mlprod.doctor.run").main(None)
         return
-    recipe = importlib.import_module("mlprod.recipe")
+    recipe = load("mlprod.recipe")
     given = [f"--config.etl.executor={options.executor}"] if verb == "etl" and options.executor else []
-    cfg = recipe.load(options.config, [*overrides, *given])
+    cfg = at_once(recipe.load)(options.config, [*overrides, *given])
     if verb == "etl":
-        importlib.import_module("mlprod.etl.dry_run" if options.dry_run else "mlprod.etl.run").main(cfg)
+        load("mlprod.etl.dry_run" if options.dry_run else "mlprod.etl.run").main(cfg)
         return
     if verb == "train":
         began = time.monotonic()
         _ensure_dataset(cfg, options.config, overrides)
         built_s = time.monotonic() - began
-        importlib.import_module("mlprod.train").main(cfg, built_s)
+        load("mlprod.train").main(cfg, built_s)
         return
     if verb == "doctor":  # devices are looked at in a child process
-        importlib.import_module("mlprod.doctor.run").main(cfg)
+        load("mlprod.doctor.run").main(cfg)
         return
     if verb in WITHOUT_DEVICE:
-        importlib.import_module(WITHOUT_DEVICE[verb]).main(cfg, options)
+        load(WITHOUT_DEVICE[verb]).main(cfg, options)
         return
     if verb == "check" and options.topology:
         _check_slice(options, overrides)
         return
     scores = verb in ("evaluate", "predict") and Path(cfg.workdir).is_dir()
     programs = kept_programs(cfg) if scores or cfg.runtime.compile_cache != AUTO else ""  # who only looks makes no folder
-    importlib.import_module("mlprod.runtime").start(cfg.runtime, programs)
-    module = importlib.import_module(f"mlprod.{verb}")
+    load("mlprod.runtime").start(cfg.runtime, programs)
+    module = load(f"mlprod.{verb}")
     module.main(cfg, options)
 
 
-def run(argv: Sequence[str]) -> int:
-    """Runs a command line and returns its exit code; errors are told on stderr."""
+def run(argv: Sequence[str], at_once: AtOnce = lambda act: act) -> int:
+    """Runs a command line and returns its exit code; errors are told on stderr. `at_once`: see `CtrlC.at_once`."""
     debug = "--debug" in argv
     try:
         if not argv or argv[0] in ("-h", "--help", "help"):
@@ -257,12 +262,16 @@ def run(argv: Sequence[str]) -> int:
         for word in overrides:
             if word.startswith("--") and not word.startswith(("--config.", "--noconfig.")):
                 parser.error(f"there is no option {word}")
-        _run(argv[0], options, overrides)
+        _run(argv[0], options, overrides, at_once)
     except MlprodError as error:
         if debug:
             traceback.print_exc()
         print(f"mlprod: {one_line(str(error))}", file=sys.stderr)  # libraries quote with line breaks
         return error.exit_code
+    except KeyboardInterrupt:
+        told, code = _stopped(argv[0])
+        print(f"mlprod: {told}", file=sys.stderr)
+        return code
     except SystemExit as stop:  # argparse's --help; the supervisor's, with its command's code
         return int(stop.code or 0)
     except Exception:
@@ -271,9 +280,23 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
+def _stopped(verb: str) -> tuple[str, int]:
+    """Returns what is said of a verb that Ctrl-C has stopped, and its exit code."""
+    if verb in GO_ON:
+        return "stopped by Ctrl-C; the same command goes on from what is done", interrupt.AGAIN
+    return "stopped by Ctrl-C", interrupt.STOPPED
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script. An error ends the process at once: threads of a broken save may wait for minutes otherwise."""
-    code = run(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    verb = argv[0] if argv else ""
+    if verb == "run":  # its command has its own time
+        code = run(argv)
+    else:
+        told, code = _stopped(verb)
+        with interrupt.CtrlC(code, told) as ctrl_c:
+            code = run(argv, ctrl_c.at_once)
     sys.stdout.flush()
     sys.stderr.flush()
     if code:

@@ -680,8 +680,9 @@ class BadNumbersConfig:
 
 @dataclass(kw_only=True, slots=True)
 class TrackingConfig:
-    """Where numbers go besides the local log, which is always complete."""
+    """Where numbers go: the local log, and what reads it."""
 
+    log_bytes: int = knob(1 << 32, "that the run's log may take; then its oldest lines go", unit="bytes", low=1 << 14)
     wandb: str = knob("auto", "`auto`: online when logged in, else offline", choices=("auto", "online", "offline", "off"))
     project: str = knob("mlprod", "W&B project")
     checkpoints: bool = knob(False, "W&B gets every saved step as an artifact, once it was read back")

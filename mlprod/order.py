@@ -9,10 +9,11 @@ inside a window they are cut into `num_lanes` equal *lanes*, each shuffled by a 
 [j*g, (j+1)*g) of every lane's stream, g = global_batch / num_lanes; its rows are lane-major.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 
@@ -264,13 +265,37 @@ def drawn_positions(position: int, count: int, global_batch: int, skips: Sequenc
     Args:
         skips: sorted, disjoint ranges [a, b) of example positions, multiples of the global batch.
     """
-    left = [(a, b) for a, b in skips if b > position]
+    left = [(max(a, position), b) for a, b in skips if b > position]
     if not left:
         return range(position, position + count * global_batch, global_batch)
-    positions = position + np.arange(count, dtype=np.int64) * global_batch
-    for a, b in left:
-        positions[positions >= a] += b - max(a, position)
-    return [int(p) for p in positions]
+    return Drawn(position, count, global_batch, left)
+
+
+class Drawn(Sequence[int]):
+    """Positions of batches around ranges that are left out, made when they are asked for: a long run has a billion."""
+
+    def __init__(self, position: int, count: int, global_batch: int, skips: Sequence[tuple[int, int]]) -> None:
+        """`skips`: as in `drawn_positions`, none before `position`."""
+        self._start, self._count, self._batch = position, count, global_batch
+        self._before, self._left_out = list[int](), [0]  # per range: batches drawn before it; examples left out up to it
+        for a, b in skips:
+            self._before.append((a - position - self._left_out[-1]) // global_batch)
+            self._left_out.append(self._left_out[-1] + b - a)
+
+    def __len__(self) -> int:
+        """Batches."""
+        return self._count
+
+    @overload
+    def __getitem__(self, i: int) -> int: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[int]: ...
+    def __getitem__(self, i: int | slice) -> int | Sequence[int]:
+        """Returns the position of batch `i`."""
+        if isinstance(i, slice):
+            return [self[k] for k in range(self._count)[i]]
+        k = range(self._count)[i]  # raises IndexError, and counts negative ones from the end
+        return self._start + k * self._batch + self._left_out[bisect_right(self._before, k)]
 
 
 def lanes_of(spec: OrderSpec, ranges: Sequence[tuple[int, int]]) -> np.ndarray:

@@ -1,25 +1,27 @@
 """Where numbers go: a local log that is always complete. W&B and others read it from there (`trackers/`).
 
 Promise: every line of the local log is whole; after a restart lines are added under the next attempt, so that the last attempt
-of a step is what counts. A tracker that fails never stops the run.
+of a step is what counts. It takes no more than `tracking.log_bytes`: the oldest lines go (`pieces.py`). A tracker that fails
+never stops the run.
 Price: one small write a step, flushed to the operating system, which survives the process.
 
 A line of `log.jsonl`: {"schema", "run", "attempt", "kind", "step", "position", "time", "values": {name: [value, weight]}, "ids"}.
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 from mlprod.errors import TrainingError
+from mlprod.pieces import Reader, Writer
 
 SCHEMA = 1
+FILE = "log.jsonl"
+DEFAULT_BYTES = 1 << 32
 Values = Mapping[str, tuple[float, float]]  # name -> (value, weight)
 
 
@@ -47,33 +49,13 @@ class Tracker(Protocol):
         ...
 
 
-def open_to_add(path: Path) -> BinaryIO:
-    """Opens a file of JSON lines to add to it; a last line that a kill cut short is removed first."""
-    file = path.open("ab+")
-    size = file.seek(0, os.SEEK_END)
-    back = min(size, 1 << 20)
-    file.seek(size - back)
-    tail = file.read(back)
-    whole = tail.rfind(b"\n") + 1
-    if whole < len(tail):
-        file.truncate(size - back + whole)
-    return file
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the lines of a file as JSON objects; a torn last line is left out, and a file that is not there has none."""
-    if path.is_file():
-        with path.open("rb") as file:
-            yield from (json.loads(line) for line in file if line.endswith(b"\n"))
-
-
 class LocalLog:
-    """`log.jsonl` of the run."""
+    """`log.jsonl` of the run, and its older pieces."""
 
-    def __init__(self, workdir: Path, run_id: str, attempt: int) -> None:
-        """Opens the log to add to it; a last line that a kill cut short is removed first."""
+    def __init__(self, workdir: Path, run_id: str, attempt: int, limit_bytes: int = DEFAULT_BYTES) -> None:
+        """Opens the log to add to it; a last line that a kill cut short is removed first. `limit_bytes`: see `Writer`."""
         self._run, self._attempt = run_id, attempt
-        self._file = open_to_add(workdir / "log.jsonl")
+        self._pieces = Writer(workdir / FILE, limit_bytes)
 
     def log(self, record: Record) -> None:
         """Writes one line and hands it to the operating system; raises TrainingError where there is no space, or no file."""
@@ -83,20 +65,20 @@ class LocalLog:
             "position": record.position, "time": record.time, "values": values, "ids": record.ids,
         }  # fmt: skip
         try:
-            self._file.write(json.dumps(body).encode() + b"\n")
-            self._file.flush()
+            self._pieces.write(json.dumps(body).encode() + b"\n")
         except OSError as error:
-            raise TrainingError(f"{self._file.name} cannot be written: {error.strerror}; what was saved before stands") from error
+            path, why = self._pieces.path, error.strerror
+            raise TrainingError(f"{path} cannot be written: {why}; what was saved before stands") from error
 
     def close(self) -> None:
         """Closes the file; what could not be written was told when it was logged."""
-        with suppress(OSError):
-            self._file.close()
+        self._pieces.close()
 
 
 def read_log(workdir: Path) -> Iterator[dict[str, Any]]:
-    """Yields the lines of a run's log as JSON objects; a torn last line is left out."""
-    return read_lines(workdir / "log.jsonl")
+    """Yields the lines of a run's log as JSON objects, the oldest that is there first; a torn last line is left out."""
+    with Reader(workdir / FILE) as pieces:
+        yield from (json.loads(line) for _, line in pieces.lines())
 
 
 class Trackers:

@@ -81,8 +81,9 @@ def _run(plan: Plan, compiled: Compilations, watchdog: Watchdog) -> TrainState:
         with ledger.spent("tracking"):
             attempts = Attempts(workdir, ledger, _about(plan, run))
             trackers = open_trackers(
-                cfg.tracking, workdir, cfg.name, run.tracker_id, run.attempt, run.config, [attempts], run.step, store.good
-            )
+                cfg.tracking, workdir, cfg.name, run.tracker_id, run.attempt, run.config, [attempts], run.step, store.good,
+                watchdog.signals.leave_by,
+            )  # fmt: skip
         line = ProgressLine(
             plan.steps, run.step, plan.order.global_batch, wanted=cfg.tracking.progress and not jax.process_index()
         )
@@ -133,7 +134,7 @@ def _loop(
     score = score_of(plan)
     watch = Watch(cfg.bad_numbers, gradient_paths(plan.abstract), plan.order.global_batch)
     late, agreed, saved_at = Late(tracker, line, watch), Agreement(), time.monotonic()
-    step, after, saved = run.step, run.next_example, run.step or -1
+    step, after, saved = run.step, run.next_example, run.step if run.step in store.good else -1
     over = early_stop.is_over(run.progress, cfg)
     left = 0 if over else plan.steps - step
 
@@ -146,7 +147,7 @@ def _loop(
         for position in positions:
             beside.tracer.before(step + 1)
             with ledger.spent("first batch" if step == run.step else "data wait"):
-                drawn = batches.draw(unless=stopped_waiting)
+                drawn = None if signals.stop and agreed.alone else batches.draw(unless=stopped_waiting)
             if drawn is None:
                 break
             with ledger.spent("first step" if step == run.step else "step"):

@@ -1,7 +1,9 @@
 """What is written of an attempt besides its steps: before the first one, now and then, and at the end."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -56,3 +58,20 @@ def test_a_torn_line_is_removed_when_the_next_attempt_begins(tmp_path: Path) -> 
     last.log(START)
     last.close()
     assert len([json.loads(line) for line in (tmp_path / attempts.FILE).read_bytes().splitlines()]) == 6
+
+
+def test_a_long_life_takes_few_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line every 10 s at first, every hundredth of the attempt's life later: a year of seconds is a megabyte at the most."""
+    now = SimpleNamespace(s=1000.0)
+    monkeypatch.setattr(attempts, "time", SimpleNamespace(monotonic=lambda: now.s, time=lambda: now.s))
+    written = Attempts(tmp_path, Ledger(), {})
+    times = [*range(0, 7200, 2), *range(7200, 365 * 24 * 3600, 3600)]
+    for second in times:
+        now.s = 1000.0 + second
+        written.log(STEP)
+    written.close()
+    told = [line["time"] - 1000.0 for line in read_attempts(tmp_path)][1:-1]
+    assert told[:3] == [10.0, 20.0, 30.0]
+    assert all(later - before >= 0.0099 * later for before, later in pairwise(told))
+    assert max(later / before for before, later in pairwise(told) if before > 1e6) < 1.015
+    assert (tmp_path / attempts.FILE).stat().st_size < 1 << 20

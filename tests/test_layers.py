@@ -17,7 +17,7 @@ TREES = {
 
 # A module may import lower rows, those named before it in its row, and its own package. A new module needs a place here.
 ROWS = (
-    ("cores", "documents", "errors", "locks", "own_code"),
+    ("cores", "documents", "errors", "interrupt", "locks", "own_code", "pieces"),
     (
         "hashing",
         "hints",

@@ -257,7 +257,19 @@ def test_skipped_ranges_are_jumped_over_and_nothing_else(cuts, start, count):
     edges = sorted(cuts)[: len(cuts) // 2 * 2]
     skips = [(8 * a, 8 * b) for a, b in zip(edges[::2], edges[1::2], strict=True)]
     every = [p for p in range(8 * start, 8 * 100, 8) if not any(a <= p < b for a, b in skips)]
-    assert list(drawn_positions(8 * start, count, 8, skips)) == every[:count]
+    drawn = drawn_positions(8 * start, count, 8, skips)
+    assert list(drawn) == every[:count]
+    assert list(drawn[1:]) == every[1:count]
+    assert [drawn[i - len(drawn)] for i in range(len(drawn))] == every[:count]
+
+
+def test_positions_around_skipped_ranges_take_no_memory():
+    """A run of a billion steps that rolled back once knows its positions, and makes none before it is asked for."""
+    drawn = drawn_positions(64, 10**12, 64, [(128, 256), (640, 704)])
+    assert len(drawn) == 10**12
+    assert [drawn[0], drawn[1], drawn[-1]] == [64, 256, 64 * 10**12 + 192]
+    with pytest.raises(IndexError):
+        drawn[10**12]
 
 
 def brute_reads(epoch: Epoch, shares: list[list[tuple[int, int]]]) -> float:

@@ -351,6 +351,7 @@ def test_online_a_resumed_run_is_one_curve_whatever_the_service_missed(
         take(trackers, 9, 20, 3)
     assert losses(server.history[ID]) == expected({1: (1, 8), 3: (9, 20)})
     assert folders(tmp_path) == [], "what was offline went there too"
+    assert len(list((tmp_path / "wandb").glob(f"run-*-{ID}"))) == 1, "the folder of the first attempt is of no use any more"
     with opened(tmp_path, 14, 4, wandb="online") as trackers:  # it has the steps that are taken again
         take(trackers, 15, 25, 4)
     assert losses(server.history[ID]) == expected({1: (1, 8), 3: (9, 20), 4: (21, 25)})

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from mlprod.checkpoint import retention
+from mlprod.checkpoint import counters, retention
 from mlprod.checkpoint.copies import Copies, told_of
 from mlprod.checkpoint.lease import Lease
 from mlprod.checkpoint.leaves import CHUNK_BYTES, digests, leaf_table
@@ -45,6 +45,7 @@ class Store:
             WorkdirError: something lies among the steps that is none.
             DataError: `cfg.copies` is no address, or one with a password.
         """
+        counters.ask_for_none()
         self.saved, self._cfg = SavedSteps(workdir), cfg
         self._copies = Copies(cfg.copies) if cfg.copies and jax.process_index() == 0 else None
         self._lease = Lease(self._copies.store, workdir) if self._copies else None
@@ -200,6 +201,9 @@ class Store:
         self.good.append(step)
         if jax.process_index() == 0:
             self._prune(step)
+            if self._pending < 0:  # orbax keeps a note of each step that it ever saved: it is to look what there is
+                with suppress(OSError):
+                    self._manager.reload()
 
     def _copy(self, good: int) -> None:
         """Copies the steps that stay now that step `good` was found good, then removes the copies that need not."""

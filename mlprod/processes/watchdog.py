@@ -3,7 +3,7 @@
 Promise: the thread runs also while the main thread waits in a collective that never ends, in a read that hangs, or in a compiler.
 It prints where every thread stands, what was done last and which limit was passed, tells the other processes, and ends with exit
 code 75: what was saved is not touched, and the same command goes on from there. Asked to stop, the process ends within
-`limits.grace_s`, saved or not.
+`limits.grace_s`, saved or not; after Ctrl-C within 5 s.
 Price: it looks twice a second at what the ledger says is being done; the loop pays nothing.
 
 What holds Python's lock inside a library, or was stopped from outside, stops this thread too: then it is the supervisor that sees
@@ -13,6 +13,7 @@ no more sign of life (`pulse.py`).
 import math
 import os
 import select
+import signal
 import sys
 import threading
 import time
@@ -25,11 +26,12 @@ from mlprod.config import LimitsConfig
 from mlprod.ledger import Ledger
 from mlprod.processes.peers import HEARD_S, Peers
 from mlprod.processes.pulse import BEAT_S, VARIABLE, Pulse
-from mlprod.processes.signals import Signals
+from mlprod.processes.signals import CTRL_C_S, Signals
 
 STUCK = 75
 GRACE_PART = 0.95  # of the grace period, so that the process is gone when it is over
 HURRY_S = 1.0  # to tell the others, where the grace period is at its end
+HASTE_S = 0.3  # the same after Ctrl-C
 DEBUGGERS = ("/bdb.py", "/pdb.py", "/pydevd.py")
 
 
@@ -65,19 +67,28 @@ class Watchdog:
         self._saved = step
 
     def _run(self) -> None:
-        grace_ends = math.inf
+        ends, ctrl_c, asked = math.inf, False, 0
         while not self._over.is_set():
-            select.select([self.signals.arrived], [], [], max(0.0, min(BEAT_S, grace_ends - time.monotonic())))
-            if self.signals.asked_to_stop():
-                grace_ends = min(grace_ends, time.monotonic() + GRACE_PART * self._limits.grace_s)
+            select.select([self.signals.arrived], [], [], max(0.0, min(BEAT_S, ends - time.monotonic())))
+            for number in self.signals.came():
+                asked, ctrl_c = asked + 1, ctrl_c or number == signal.SIGINT
+                if asked > 1 and VARIABLE not in os.environ:  # the handler does so too, where the main thread can run it
+                    os._exit(128 + number)
+                lasts_s = CTRL_C_S if number == signal.SIGINT else GRACE_PART * self._limits.grace_s
+                ends = min(ends, time.monotonic() + lasts_s)
             activity, deadline = self._beat()
             now = time.monotonic()
             if now > deadline and not _debugged():
                 took = f"has taken {now - self.ledger.now[1]:.0f} s, {self._limit(activity)}"
                 self._end(f"{self._at(activity)} {took}", stacks=True)
-            if now > grace_ends:
-                asked = f"asked to stop {self._limits.grace_s:.0f} s ago (config.limits.grace_s)"
-                self._end(f"{asked}, still in {self._at(activity)}", limit_s=HURRY_S)
+            if now > ends and ctrl_c:
+                longer = f"SIGTERM leaves it {self._limits.grace_s:.0f} s (config.limits.grace_s)"
+                self._end(
+                    f"Ctrl-C, and {CTRL_C_S:g} s later still in {self._at(activity)}: left as it is; {longer}", limit_s=HASTE_S
+                )
+            if now > ends:
+                asked_to = f"asked to stop {self._limits.grace_s:.0f} s ago (config.limits.grace_s)"
+                self._end(f"{asked_to}, still in {self._at(activity)}", limit_s=HURRY_S)
 
     def _beat(self) -> tuple[str, float]:
         """Gives a sign of life; returns what is being done and until when."""

@@ -19,7 +19,8 @@ from mlprod.attempts import read_attempts
 from mlprod.checkpoint.run_state import RunState
 from mlprod.checkpoint.saved import SavedSteps
 from mlprod.errors import CheckpointError, WorkdirError
-from mlprod.tracking import read_log
+from mlprod.pieces import first_piece
+from mlprod.tracking import FILE, read_log
 
 Line = Mapping[str, Any]
 VALUES = ("loss", "rate", "grad_norm")  # of a step, that are shown
@@ -147,6 +148,11 @@ def read(workdir: Path) -> Past:
     if not attempts:
         raise WorkdirError(f"{workdir} holds no run (log.jsonl is missing or empty); run `mlprod train` first")
     evaluations, notes = _evaluations(workdir)
+    if first_piece(workdir / FILE) > 1:
+        notes = [
+            f"the log begins at step {train.steps[0] if train.steps else 0:,}: older lines are gone (tracking.log_bytes)",
+            *notes,
+        ]
     about = attempts[-1].about
     if about is None:
         about, told = _from_checkpoint(workdir)
@@ -188,12 +194,18 @@ def _from_log(lines: Iterable[Line]) -> tuple[list[Attempt], Curve, list[Line]]:
 
 
 def _take_notes(attempts: Sequence[Attempt], noted: Iterable[Line]) -> None:
-    """Gives each attempt what it noted, by the time: its first note comes right after its first line in the log."""
+    """Gives each attempt what it noted, by the time: its first note comes right after its first line in the log.
+
+    Where the log's older lines are gone, the first attempt there is the last that began before them.
+    """
     begins = [attempt.began for attempt in attempts]
     for note in noted:
-        attempt = attempts[max(bisect.bisect_right(begins, note["time"]) - 1, 0)]
+        at = bisect.bisect_right(begins, note["time"]) - 1
+        attempt = attempts[max(at, 0)]
         if note["kind"] == "start":
             attempt.about = note
+            if at < 0:
+                attempt.start, attempt.began, attempt.uses = note["step"], note["time"], ()
         else:
             attempt.uses = [*attempt.uses, note]
             attempt.heard = max(attempt.heard, note["time"])

@@ -1,10 +1,12 @@
 """Gives a tracker what the run's log says, from a thread beside the loop: the log is the queue.
 
 Promise: the loop never waits for a tracker, whatever that does, and nothing is dropped: a tracker that is slow, or was not there
-for a while or for a whole attempt, finds every line later. It gets each step once, as the last attempt that took it logged it.
+for a while or for a whole attempt, finds every line later, as long as the log has it (`tracking.log_bytes`); where it has not, a
+line says so. It gets each step once, as the last attempt that took it logged it.
 Price: a look at the file every `EVERY_S`, and what the tracker takes of Python's lock, a record at a time.
 """
 
+import itertools
 import json
 import sys
 import threading
@@ -12,11 +14,15 @@ import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
+from mlprod.pieces import Place, Reader, end_of, first_piece
 from mlprod.tracking import Record, Tracker
 
 EVERY_S = 0.5
+FIELD = "config.tracking.log_bytes"
+OFFSET_BITS = 40  # of a place in one number
+NO_MORE = (sys.maxsize, 0)
 
 
 class Service(Tracker, Protocol):
@@ -37,7 +43,7 @@ class Follower:
         """
         self.name = name
         self._open, self._path, self._step, self._good = opened, log, step, good
-        self._past_bytes = log.stat().st_size
+        self._begin, self._last = Place(first_piece(log), 0), end_of(log)
         self._open_ended, self._asked = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"mlprod-{name}", daemon=True)
         self._thread.start()
@@ -69,20 +75,37 @@ class Follower:
 
     def _follow(self, tracker: Service) -> None:
         told = 0
-        with self._path.open("rb") as file:
-            for record in past(file, self._past_bytes, self._step):
-                if record.step > tracker.after:
-                    _give(tracker, record)
-            file.seek(self._past_bytes)
+        self._say_what_is_older(tracker)
+        for record in past(self._path, self._begin, self._last, self._step, self._say_gone):
+            if record.step > tracker.after:
+                _give(tracker, record)
+        with Reader(self._path, self._last, self._say_gone) as pieces:
             asked = False
             while not asked:
                 asked = self._asked.wait(EVERY_S)
-                for record in _whole_lines(file):
-                    if record.step > tracker.after:
-                        _give(tracker, record)
+                for _, line in pieces.lines():
+                    body = json.loads(line)
+                    if body["kind"] != "start" and body["step"] > tracker.after:
+                        _give(tracker, _record(body))
                 for step in self._good[told:]:
                     tracker.log(Record(kind="checkpoint", step=step, position=0, values={}))
                     told += 1
+
+    def _say_what_is_older(self, tracker: Service) -> None:
+        """Says which steps the tracker will never have, for the log began anew behind them."""
+        if self._begin.piece == 1:
+            return
+        with Reader(self._path) as pieces:
+            for _, line in itertools.islice(pieces.lines(), 1):
+                first = json.loads(line)["step"]
+                if first > tracker.after + 1:
+                    self._say(f"is given the steps from {first} on: the log's older lines are gone ({FIELD})")
+
+    def _say_gone(self, pieces: int) -> None:
+        self._say(f"was too slow: {pieces} piece(s) of the log went before it came to them ({FIELD})")
+
+    def _say(self, told: str) -> None:
+        print(f"mlprod: {self.name} {told}", file=sys.stderr, flush=True)
 
 
 def _give(tracker: Tracker, record: Record) -> None:
@@ -90,39 +113,36 @@ def _give(tracker: Tracker, record: Record) -> None:
     time.sleep(0)  # Python's lock goes to the loop where that waits for it
 
 
-def past(file: BinaryIO, size: int, step: int) -> Iterator[Record]:
-    """Yields what counts of the first `size` bytes of a log for a run that goes on from `step`, in the order of the steps.
+def past(log: Path, begin: Place, end: Place, step: int, gone: Callable[[int], None]) -> Iterator[Record]:
+    """Yields what counts of a log from `begin` to `end` for a run that goes on from `step`, in the order of the steps.
 
     A run that went back, by a kill or after bad numbers, has nothing from behind where it went back to.
     """
     places, steps = array("q"), array("q")  # 16 bytes a line: a log may have millions
-    at = 0
-    while at < size:
-        body = json.loads(line := file.readline())
+    for place, line in _until(log, begin, end, lambda pieces: None):
+        body = json.loads(line)
         before = body["step"] - (body["kind"] == "train")
         while steps and steps[-1] > before:
             places.pop(), steps.pop()
         if body["kind"] != "start":
-            places.append(at)
+            places.append(_packed(place))
             steps.append(body["step"])
-        at += len(line)
-    for place, there in zip(places, steps, strict=True):
-        if there <= step:
-            file.seek(place)
-            yield _record(json.loads(file.readline()))
+    kept = zip(places, steps, strict=True)
+    wanted, there = next(kept, NO_MORE)
+    for place, line in _until(log, begin, end, gone):
+        while wanted < _packed(place):  # gone since the first look
+            wanted, there = next(kept, NO_MORE)
+        if wanted == _packed(place) and there <= step:
+            yield _record(json.loads(line))
 
 
-def _whole_lines(file: BinaryIO) -> Iterator[Record]:
-    """Yields the lines there are; one that is being written is left for later."""
-    while True:
-        at = file.tell()
-        line = file.readline()
-        if not line.endswith(b"\n"):
-            file.seek(at)
-            return
-        body = json.loads(line)
-        if body["kind"] != "start":
-            yield _record(body)
+def _until(log: Path, begin: Place, end: Place, gone: Callable[[int], None]) -> Iterator[tuple[Place, bytes]]:
+    with Reader(log, begin, gone) as pieces:
+        yield from itertools.takewhile(lambda found: found[0] < end, pieces.lines())
+
+
+def _packed(place: Place) -> int:
+    return place.piece << OFFSET_BITS | place.offset
 
 
 def _record(body: dict[str, Any]) -> Record:

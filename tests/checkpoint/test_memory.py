@@ -1,0 +1,39 @@
+"""What saves leave in memory: a run of years saves a hundred thousand times."""
+
+import gc
+from pathlib import Path
+
+import pytest
+
+from mlprod.checkpoint import counters
+from mlprod.checkpoint.store import Store
+from mlprod.config import CheckpointConfig
+from mlprod.plan import Plan
+from tests.checkpoint.saved import at, fresh, run_state
+
+
+def left_after(store: Store, plan: Plan, steps: range) -> tuple[int, int]:
+    """Saves steps; returns how many notes of steps orbax has then, and how many histograms of tensorstore's are in memory."""
+    for step in steps:
+        store.save(at(fresh(plan), step), run_state(step))
+        store.finish()
+    gc.collect()
+    found = sum(type(o) is list and bool(o) and type(o[0]) is dict and "0" in o[0] for o in gc.get_objects())
+    return len(store._manager.all_steps()), found
+
+
+def test_saves_leave_nothing_in_memory(plan: Plan, tmp_path: Path) -> None:
+    """Neither notes of steps that are gone nor tensorstore's counters."""
+    with Store(tmp_path, CheckpointConfig(keep_last=2, keep_best="")) as store:
+        notes, counted = left_after(store, plan, range(1, 4))
+        assert left_after(store, plan, range(4, 9)) == (notes, counted)
+        assert notes == 2
+
+
+def test_the_counters_would_stay(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the way around them is not needed any more, with a newer tensorstore."""
+    asked = counters.tensorstore_utils.ts.experimental_collect_matching_metrics
+    with Store(tmp_path, CheckpointConfig(keep_last=2, keep_best="")) as store:
+        monkeypatch.setattr(counters.tensorstore_utils, "get_tensorstore_raw_bytes", lambda d=None: len(asked("/tensorstore/")))
+        before = left_after(store, plan, range(1, 2))[1]
+        assert left_after(store, plan, range(2, 4))[1] > before
