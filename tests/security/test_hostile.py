@@ -20,7 +20,7 @@ from typing import Any
 import jinja2
 import pytest
 
-from mlprod import cli, documents, manifest
+from mlprod import cli, documents, features, manifest
 from mlprod.checkpoint.run_state import Damaged, RunState, encode, parse
 from mlprod.checkpoint.saved import SavedSteps
 from mlprod.config import SqlSource
@@ -80,15 +80,32 @@ def before(name: str, text: str) -> Callable[[Path], None]:
 
 
 def linked(name: str, target: str) -> Callable[[Path], None]:
-    """Puts a link where a file or folder was; one to `elsewhere` leads to a good copy outside of the dataset."""
+    """Puts a link where a file or folder was; by `elsewhere`, `relative` and `twice` to a good copy outside of the dataset."""
 
     def change(dataset: Path) -> None:
-        place = dataset / name
-        if target == "elsewhere":
-            place.rename(dataset.parent / "elsewhere")
+        place, there = dataset / name, dataset.parent / "elsewhere"
+        if target in ("elsewhere", "relative", "twice"):
+            place.rename(there)
         else:
             place.unlink()
-        place.symlink_to(dataset.parent / "elsewhere" if target == "elsewhere" else target)
+        if target == "twice":
+            (dataset / "between").symlink_to(there)
+        targets = {"elsewhere": there, "relative": os.path.relpath(there, place.parent), "twice": dataset / "between"}
+        place.symlink_to(targets.get(target, target))
+
+    return change
+
+
+def moved(field: str, path: str) -> Callable[[Path], None]:
+    """Puts a good file to where a path leads that the manifest then names; `{}`: the folder in which the dataset lies."""
+
+    def change(dataset: Path) -> None:
+        given = path.format(dataset.parent)
+        holder, name = at(json.loads((dataset / MANIFEST).read_text()), field)
+        to = Path(os.path.join(dataset, given))
+        to.parent.mkdir(parents=True, exist_ok=True)
+        (dataset / holder[name]).rename(to)
+        of_manifest(field, given)(dataset)
 
     return change
 
@@ -96,6 +113,21 @@ def linked(name: str, target: str) -> Callable[[Path], None]:
 FIRST, MANIFEST, FEATURES = "splits.train.0", "manifests/000001.json", "features/000001.json"
 OUTSIDE = ("../secret", "../../etc/passwd", "files/../../secret", "files/./x", "files//x", "..", "files/..", "files\\..\\..\\x")
 ABSOLUTE = ("/etc/passwd", "/", "//etc/passwd", "/dev/zero", "/proc/self/environ", "file:///etc/passwd", "C:\\x", "~/x")
+CLIMBING = (
+    "../x", "../../x", "files/../../x", "files/./../../x", "./../x", "files//../../x", "files/000001/../../../x",
+    "../other/files/x",
+)  # fmt: skip
+ROOTED = (
+    "{}/x",
+    "/{}/x",
+    "{}/./x",
+    "{}/dataset/../x",
+    "{}/dataset/files/../../x",
+    "{}/other/files/x",
+    "{}//x",
+    "{}/dataset/files/x",
+)
+CLOSED = {"lists": "[" * 900 + "]" * 900, "objects": '{"a":' * 900 + "1" + "}" * 900}
 HUGE = {
     f"{FIRST}.groups.0": 1 << 60, f"{FIRST}.bytes": 1 << 70, f"{FIRST}.spans.0": [0, 1 << 60], "columns.2.shape": [1 << 63],
     "columns.2.vocabulary_size": 1 << 40, "group_rows": 1 << 64, f"{FIRST}.spans.0.1": -1, "version": 1 << 80,
@@ -104,21 +136,25 @@ COUNTS = ("group_rows", "version", "parent", f"{FIRST}.bytes", f"{FIRST}.groups.
 
 CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     **{f"traversal: file {p}": (of_manifest(f"{FIRST}.path", p), "show") for p in OUTSIDE},
-    "traversal: features": (of_manifest("features", "../features/000001.json"), "show"),
-    "traversal: report": (of_manifest("report", "../reports/000001.json"), "show"),
+    **{f"traversal: a file at {p}": (moved(f"{FIRST}.path", p), "check") for p in CLIMBING},
+    "traversal: features": (moved("features", "../features.json"), "show"),
+    "traversal: report": (moved("report", "../report.json"), "show"),
     **{f"absolute: file {p}": (of_manifest(f"{FIRST}.path", p), "show") for p in ABSOLUTE},
-    "absolute: features": (of_manifest("features", "/etc/passwd"), "show"),
-    "absolute: report": (of_manifest("report", "/etc/passwd"), "show"),
+    **{f"absolute: a file at {p}": (moved(f"{FIRST}.path", p), "check") for p in ROOTED},
+    "absolute: features": (moved("features", "{}/features.json"), "show"),
+    "absolute: report": (moved("report", "{}/report.json"), "show"),
     **{f"link: {n} out": (linked(n, "elsewhere"), "check") for n in ("files", "features", "manifests", MANIFEST, FEATURES)},
     "link: a version's files out": (linked("files/000001", "elsewhere"), "check"),
+    **{f"link: {n} out, {how}": (linked(n, how), "check") for n in (MANIFEST, FEATURES) for how in ("relative", "twice")},
     "link: manifest to a device": (linked(MANIFEST, "/dev/zero"), "check"),
     "link: features to a device": (linked(FEATURES, "/dev/zero"), "check"),
     "link: features to a password file": (linked(FEATURES, "/etc/passwd"), "check"),
     "link: features to itself": (linked(FEATURES, "000001.json"), "check"),
     **{f"deep: {n}, {kind}": (instead(n, text), "show")
        for n in (MANIFEST, FEATURES) for kind, text in {
-           "lists": DEEP, "objects": '{"a":' * 100_000, "closed lists": "[" * 900 + "]" * 900, "closed objects":
-           '{"a":' * 900 + "1" + "}" * 900}.items()},
+           "lists": DEEP, "objects": '{"a":' * 100_000}.items()},
+    **{f"deep: {n}, closed {kind}": (before(n, f'"extra": {text},'), "show")
+       for n in (MANIFEST, FEATURES) for kind, text in CLOSED.items()},
     **{f"twice: {n} {name}": (before(n, f'"{name}": 0,'), "show")
        for n, names in {MANIFEST: ("format", "splits", "features", "report", "group_rows", "config"),
                         FEATURES: ("features", "target")}.items() for name in names},
@@ -129,6 +165,11 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     **{f"number: {n} in the manifest": (before(MANIFEST, f'"extra": {n},'), "show")
        for n in NUMBERS},
 }  # fmt: skip
+
+
+# Not so: what would be read until the memory is full, and what leads to nothing here, on another system or with other files.
+NOTHING = ("1 TB", "device", "password file", "itself", *OUTSIDE, *ABSOLUTE)
+HARMFUL = {name: case for name, case in CASES.items() if not name.endswith(NOTHING) or " at " in name}
 
 
 @pytest.mark.parametrize("change, verb", CASES.values(), ids=list(CASES))
@@ -157,6 +198,33 @@ def test_a_hostile_dataset(
 
 
 # ---- each guard is needed: without it, harm ----------------------------------------------------------------------------
+
+
+def _joined(store: Store, path: str) -> str:
+    """Where a file lies for who joins paths and looks no further."""
+    return os.path.join(store._root, path)
+
+
+@pytest.fixture
+def unguarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program as it would be written without a thought of strangers."""
+    monkeypatch.setattr(documents, "parse", lambda raw, finite=True: json.loads(raw))
+    monkeypatch.setattr(documents, "read", lambda path: path.read_bytes())
+    monkeypatch.setattr(manifest, "_check", lambda found: None)
+    monkeypatch.setattr(features, "_check", lambda found: None)
+    monkeypatch.setattr(Store, "_where", _joined)
+
+
+@pytest.mark.parametrize("change, verb", HARMFUL.values(), ids=list(HARMFUL))
+def test_without_guards_it_does_harm(
+    change: Callable[[Path], None], verb: str, unguarded: None, dataset: Path, csv: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """It is taken for true, or ends the program by a traceback."""
+    mine = Path(shutil.copytree(dataset, tmp_path / "dataset"))
+    change(mine)
+    words = (f"--config.dataset={mine}", f"--config.etl.source.path={csv}", f"--config.workdir={tmp_path / 'run'}")
+    code = cli.run(argv("check", *words) if verb == "check" else argv("data", "show", *words))
+    assert code in (0, 1), capsys.readouterr().err[-1500:]
 
 
 def test_without_the_guard_of_paths_a_file_elsewhere_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,15 +264,16 @@ def test_without_the_guard_of_documents_all_is_taken(text: str) -> None:
 def test_a_packed_file_that_grows_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     """It is refused while it is unpacked, and only part of it was ever on the disk; without the guard all of it is."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files, "ALWAYS_BYTES", 4 << 20)
     with gzip.open("rows.csv.gz", "wb", compresslevel=9) as file:
         file.write((rows.HEADER + "\n").encode())
-        for _ in range(160):
+        for _ in range(10):
             file.write(b"\n" * (1 << 20))
     assert Path("rows.csv.gz").stat().st_size < 1 << 20
     assert cli.run(argv("etl", "--config.etl.source.path=rows.csv.gz")) == 2
-    assert "rows.csv.gz becomes more than 67,108,864 bytes, 200 times its size" in capsys.readouterr().err
+    assert "rows.csv.gz becomes more than 4,194,304 bytes, 200 times its size" in capsys.readouterr().err
     monkeypatch.setattr(files, "TIMES", 1 << 20)
-    assert files.copy_plain("rows.csv.gz", "utf-8", tmp_path / "copy")["bytes"] > 160 << 20
+    assert files.copy_plain("rows.csv.gz", "utf-8", tmp_path / "copy")["bytes"] > 10 << 20
 
 
 NAMES = ("\x1b[2Jgone", "a\rb", "\x07bell", "\u202eflip", "\x9b31m", "\x00nul", "\x1b]0;title\x07", "\x08\x08back")
@@ -316,31 +385,51 @@ def test_a_file_that_is_swapped_after_it_was_opened(tmp_path: Path, monkeypatch:
         documents.read(good)
 
 
-@pytest.mark.parametrize("added", [b"more", b"", b"m" * 5000])
-def test_a_file_that_changes_while_it_is_read(added: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Longer or shorter, through another link to it."""
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "longer": lambda file: file.write_bytes(b"bodymore"), "much longer": lambda file: file.write_bytes(b"m" * (8 << 20)),
+    "shorter": lambda file: file.write_bytes(b"bo"), "empty": lambda file: file.write_bytes(b""),
+    "of the same length": lambda file: file.write_bytes(b"evil"), "half of it": lambda file: file.write_bytes(b"boil"),
+    "cut off": lambda file: os.truncate(file, 3), "longer, its time put back": lambda file: _put_back(file, b"evilevil"),
+}  # fmt: skip
+
+
+def _put_back(file: Path, body: bytes) -> None:
+    """Writes a file and gives it the time of change that it had."""
+    before = file.stat()
+    file.write_bytes(body)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=list(CHANGES))
+def test_a_file_that_changes_while_it_is_read(
+    change: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through a hard link, after it was looked at: refused. Who reads what was looked at takes what nobody looked at."""
     (tmp_path / "good").write_bytes(b"body")
+    os.utime(tmp_path / "good", ns=(1, 1))
     os.link(tmp_path / "good", tmp_path / "link")
-    real = os.fstat
+    real, calls = os.fstat, iter(range(9))
 
     def changed(descriptor: int) -> os.stat_result:
         found = real(descriptor)
-        (tmp_path / "link").write_bytes(b"body" + added if added else b"")
+        if next(calls) == 0:
+            change(tmp_path / "link")
         return found
 
     monkeypatch.setattr(os, "fstat", changed)
     with pytest.raises(ValueError, match="changed while it was read"):
         documents.read(tmp_path / "good")
+    assert (tmp_path / "good").read_bytes() != b"body"
 
 
 # ---- outputs -----------------------------------------------------------------------------------------------------------
 
 
-def test_no_csv_is_written() -> None:
-    """So a cell that begins with = or @ meets no spreadsheet of ours: `predict` and `evaluate` write Parquet, which has none."""
-    writers = ("to_csv", "csv.writer", "csv.DictWriter", "write_csv", "to_excel")
-    assert [(module, ast.unparse(node.func)) for module, tree in TREES.items() for node in ast.walk(tree)
-            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(writers)] == []  # fmt: skip
+def test_csv_is_written_in_one_place() -> None:
+    """The one that no formula passes, see `test_sources.py`."""
+    writers = ("to_csv", "csv.writer", "csv.DictWriter", "write_csv", "to_excel", "CSVWriter")
+    assert {module for module, tree in TREES.items() for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(writers)} == {"mlprod.scores"}  # fmt: skip
 
 
 # ---- a run's JSON ------------------------------------------------------------------------------------------------------
@@ -390,24 +479,24 @@ MARKUP = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MARKUP)
-def test_a_name_is_no_markup(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a run, a class, a metric, a split; without the engine's escapes it is."""
-    cfg = past_runs.config(tmp_path / "run", name=name, steps=2)
+def test_names_are_no_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a run, classes, metrics, a split; without the engine's escapes they are."""
+    cfg = past_runs.config(tmp_path / "run", name=" ".join(MARKUP), steps=2)
     with past_runs.attempt(cfg, 0) as trackers:
         past_runs.steps(trackers, [1, 2])
-    figures = {**past_runs.FIGURES["classes"], "classes": [name, "b"]}
-    past_runs.evaluation(cfg, task="classes", split=name.replace("/", ""), metrics={name: 0.5}, figures=figures)
+    figures = {**past_runs.FIGURES["classes"], "classes": [*MARKUP[:1], "b"]}
+    past_runs.evaluation(cfg, task="classes", split="<i>eval", metrics=dict.fromkeys(MARKUP, 0.5), figures=figures)
 
     def page() -> str:
         found = past.read(tmp_path / "run")
         return run.rendered("page.html", run.view(found, cfg, tmp_path / "report.html"))
 
     safe = page()
-    assert name not in safe
+    assert not any(name in safe for name in (*MARKUP, "<i>"))
     assert "\x1b" not in safe
     monkeypatch.setattr(jinja2, "Environment", partial(unescaped, jinja2.Environment))
-    assert name.replace("\x1b", "\\x1b") in page()
+    harmful = page()
+    assert all(name.replace("\x1b", "\\x1b") in harmful for name in (*MARKUP, "<i>"))
 
 
 def unescaped(engine: Any, **options: Any) -> Any:

@@ -20,7 +20,7 @@ from mlprod import documents, scores
 from mlprod.errors import DataError
 from mlprod.etl import blocks, columnar, csv_files, files
 from tests import rows
-from tests.refused import argv, refused
+from tests.refused import refused
 
 Capture = pytest.CaptureFixture[str]
 SECONDS = 10.0  # of a machine that others use too
@@ -58,7 +58,11 @@ PACKED = {
 
 @pytest.mark.parametrize("write, piece", PACKED.values(), ids=list(PACKED))
 def test_a_packed_file_that_grows(
-    write: Callable[[Path, bytes, int], None], piece: bytes, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write: Callable[[Path, bytes, int], None],
+    piece: bytes,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Refused while it is unpacked, of which only part was ever on the disk; without the guard all of it is."""
     monkeypatch.setattr(files, "ALWAYS_BYTES", 4 * MIB)
@@ -135,7 +139,7 @@ ENDLESS = {
 
 @pytest.mark.parametrize("body", ENDLESS.values(), ids=list(ENDLESS))
 def test_a_line_of_a_csv_file_without_end(body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refused where the file is cut in parts: no line is in memory as a whole; without the guard this one is a part of its own."""
+    """Refused where the file is cut in parts: no line is in memory as a whole; without the guard this one is a part."""
     (tmp_path / "rows.csv").write_text(rows.HEADER + "\n" + body)
     for module in (files, blocks):
         monkeypatch.setattr(module, "LONGEST_LINE", 4096)
