@@ -31,6 +31,7 @@ Value = str | int | float
 DEEPEST = 4  # layers of packing that are opened
 MOST_BYTES = 256 << 20  # that a packed piece may become
 ZSTD, GZIP, ZLIB = b"\x28\xb5\x2f\xfd", b"\x1f\x8b\x08", (b"\x78\x01", b"\x78\x9c", b"\x78\xda", b"\x78\x5e")
+PLAIN = " > values"  # nothing is to be opened in it
 BROKEN = (
     OSError, EOFError, ValueError, KeyError, AssertionError, RuntimeError, zlib.error, lzma.LZMAError, struct.error,
     zipfile.BadZipFile, tarfile.TarError, pa.ArrowException, sqlite3.Error,
@@ -96,7 +97,7 @@ def contents(name: str, raw: bytes, depth: int = 0) -> Iterator[tuple[str, bytes
     """Yields (place, bytes) of a file: itself, and all that can be opened in it."""
     yield name, raw
     if depth < DEEPEST:
-        for opener in OPENERS:
+        for opener in OPENERS if not name.endswith(PLAIN) else ():
             with suppress(*BROKEN):  # it is something else, or ends too early
                 for inner, data in opener(raw):
                     yield from contents(f"{name} > {inner}", data, depth + 1)
