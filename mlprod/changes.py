@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mlprod import discreet
 from mlprod.compare import completed, differences
 from mlprod.config import DATA, EtlConfig
 from mlprod.errors import DataError
@@ -42,20 +43,13 @@ def config_changes(old: Manifest, new: Manifest, now: EtlConfig) -> dict[str, tu
     Args:
         now: the config at hand, by which fields are known that mlprod had not when a version was built.
     """
-    hidden = [*_hidden(old), *_hidden(new)]
+    hidden = [path for version in (old, new) for path in discreet.hidden(version.config, sensitive(version))]
 
     def told(path: str, value: Any) -> str:
         return HIDDEN if value is not None and path.startswith(tuple(hidden)) else repr(value)
 
     changed = differences(*(completed(version.config, now, DATA) for version in (old, new)))
     return {path: (told(path, a), told(path, b)) for path, (a, b) in changed.items()}
-
-
-def _hidden(version: Manifest) -> list[str]:
-    """Returns the paths of a config below which values of sensitive columns stand."""
-    names, config = sensitive(version), version.config
-    by_split = ["split.eval", "split.test"] if config["split"].get("column") in names else []
-    return by_split + (["source.start", "source.stop"] if config["source"].get("watermark") in names else [])
 
 
 def column_changes(old: Manifest, new: Manifest) -> dict[str, str]:

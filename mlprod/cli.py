@@ -14,13 +14,16 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from mlprod import interrupt
 from mlprod.config import AUTO, Config, kept_programs
+from mlprod.discreet import discreet
 from mlprod.errors import DataError, MlprodError, UserError, nearest, one_line
 from mlprod.processes.rank import find_rank
+from mlprod.validation import without_passwords
 
 VERBS = {
     "init": "write a config for a table: a file of rows, or a database",
@@ -222,7 +225,9 @@ def _run(verb: str, options: argparse.Namespace, overrides: Sequence[str], at_on
     given = [f"--config.etl.executor={options.executor}"] if verb == "etl" and options.executor else []
     cfg = at_once(recipe.load)(options.config, [*overrides, *given])
     if verb == "etl":
-        load("mlprod.etl.dry_run" if options.dry_run else "mlprod.etl.run").main(cfg)
+        module = load("mlprod.etl.dry_run" if options.dry_run else "mlprod.etl.run")
+        with discreet(cfg.etl):
+            module.main(cfg)
         return
     if verb == "train":
         began = time.monotonic()
@@ -243,7 +248,8 @@ def _run(verb: str, options: argparse.Namespace, overrides: Sequence[str], at_on
     programs = kept_programs(cfg) if scores or cfg.runtime.compile_cache != AUTO else ""  # who only looks makes no folder
     load("mlprod.runtime").start(cfg.runtime, programs)
     module = load(f"mlprod.{verb}")
-    module.main(cfg, options)
+    with discreet(cfg.etl) if verb == "predict" else nullcontext():  # it reads rows as they are
+        module.main(cfg, options)
 
 
 def run(argv: Sequence[str], at_once: AtOnce = lambda act: act) -> int:
@@ -265,8 +271,8 @@ def run(argv: Sequence[str], at_once: AtOnce = lambda act: act) -> int:
         _run(argv[0], options, overrides, at_once)
     except MlprodError as error:
         if debug:
-            traceback.print_exc()
-        print(f"mlprod: {one_line(str(error))}", file=sys.stderr)  # libraries quote with line breaks
+            print(without_passwords(traceback.format_exc()), end="", file=sys.stderr)
+        print(f"mlprod: {without_passwords(one_line(str(error)))}", file=sys.stderr)  # libraries quote with line breaks
         return error.exit_code
     except KeyboardInterrupt:
         told, code = _stopped(argv[0])
@@ -275,7 +281,7 @@ def run(argv: Sequence[str], at_once: AtOnce = lambda act: act) -> int:
     except SystemExit as stop:  # argparse's --help; the supervisor's, with its command's code
         return int(stop.code or 0)
     except Exception:
-        traceback.print_exc()
+        print(without_passwords(traceback.format_exc()), end="", file=sys.stderr)
         return 1
     return 0
 

@@ -5,6 +5,7 @@ Messages are one line: the field or file, the value, the rule, the way out.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -26,6 +27,23 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """A source, a row or a dataset is not what the config says."""
+
+
+class QuotingError(DataError):
+    """A DataError that quotes what a database, a library or the user's code says: a value of any column may stand in it."""
+
+    def __init__(self, told: str, without: str) -> None:
+        """`without`: what is told in its place where a column is sensitive."""
+        super().__init__(told, without)
+
+    def __str__(self) -> str:
+        """Returns the whole text."""
+        return str(self.args[0])
+
+    @property
+    def without(self) -> str:
+        """The text without what may be a value."""
+        return str(self.args[1])
 
 
 class LayoutError(UserError):
@@ -91,8 +109,31 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
 
 
+class Wordless(Exception):
+    """Stands in a traceback for an exception whose text may hold what is not to be seen: its type, and where it came from."""
+
+
+def wordless(error: BaseException | None, why: str) -> Wordless | None:
+    """Returns what stands for an exception, and for those that led to it, in a traceback; `why`: in place of their texts."""
+    if error is None:
+        return None
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    where = [line.strip() for line in str(error).splitlines() if _FRAME.match(line)]  # what another process says of itself
+    text = "\n".join([f"{type(error).__qualname__} ({why})", *where])
+    twin = Wordless(text).with_traceback(error.__traceback__)
+    twin.__cause__ = wordless(before, why)
+    return twin
+
+
+_FRAME = re.compile(r'\s+File "[^"]+", line \d+, in \w+$')
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns `; did you mean 'x'?` for the known name most like `name`, or the known names when none is."""
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names) or 'none'}"
+    return like(name, known) or f"; known: {', '.join(sorted(known)) or 'none'}"
+
+
+def like(name: str, known: Iterable[str]) -> str:
+    """Returns `; did you mean 'x'?` for the known name most like `name`; "" where none is."""
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

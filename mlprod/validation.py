@@ -53,6 +53,7 @@ TEXT_COLUMNS = ("text", "file")  # of text files
 RESERVED = ("numeric", "label", "weight", "row_id")  # keys of a batch that are not columns
 SECRETS = r"\w*(password|passwd|pwd|passphrase|passcode|token|secret|credentials_base64)|odbc_connect"  # options of a URL
 _PASSWORD = re.compile(rf"://[^:@?]*:(?!\$(\w+|\{{\w+\}})@)[^@]+@|[?&]({SECRETS})=(?!\$)", re.IGNORECASE)
+_WORD = re.compile(rf"(?<=://)([^:@?/\s]*):(?!\$(?:\w+|\{{\w+\}})@)[^@\s]+@|([?&](?:{SECRETS})=)(?!\$)[^&\s'\"]+", re.IGNORECASE)
 _CLUSTER = re.compile(r"dask(\+tls)?://(\[[0-9a-fA-F:.]+\]|[^/:@?#\[\]\s]+):(?P<port>\d{1,5})")
 
 
@@ -138,6 +139,11 @@ def refuse_password(field: str, url: str) -> None:
     """Raises ConfigError when a database URL holds a password as it is: it would be kept beside the run."""
     if _PASSWORD.search(url):
         raise ConfigError(f"{field} holds a password; write $NAME in its place and set NAME in the environment")
+
+
+def without_passwords(text: str) -> str:
+    """Returns text with `***` for the passwords of URLs in it; names of variables stay."""
+    return _WORD.sub(lambda found: f"{found[2]}***" if found[2] else f"{found[1]}:***@", text)
 
 
 def validate_etl(etl: EtlConfig) -> None:
@@ -349,6 +355,7 @@ def _validate_roles(etl: EtlConfig) -> None:
     _validate_growth(etl)
     _validate_gathered(etl)
     _validate_made(etl)
+    _validate_sensitive(etl)
     _validate_rules(etl)
     if label in (*from_source, *names):
         raise ConfigError(f"config.etl.label.column={label!r} is also in config.etl.columns; the label must not be a feature")
@@ -436,6 +443,19 @@ def _validate_made(etl: EtlConfig) -> None:
         if isinstance(made, Cross) and len(made.of) < 2:
             raise ConfigError(f"{where} crosses {made.of}; a cross is of two columns or more")
         types[column.name] = column.type
+
+
+def _validate_sensitive(etl: EtlConfig) -> None:
+    """What holds the values of sensitive columns is sensitive: crosses and histories."""
+    sensitive = {c.name for c in etl.columns if c.sensitive}
+    held = {c.name: c.made.of for c in etl.columns if isinstance(c.made, Cross)}
+    held |= {name: (of,) for step in etl.gathered if isinstance(step, Histories) for name, of in step.columns.items()}
+    for name, of in held.items():
+        found = sorted(sensitive.intersection(of))
+        if found and name not in sensitive:
+            raise ConfigError(
+                f"config.etl.columns: {name!r} holds values of {found[0]!r}, which is sensitive; set sensitive=True for it too"
+            )
 
 
 def _validate_rules(etl: EtlConfig) -> None:

@@ -23,6 +23,7 @@ ROWS = (
         "hints",
         "config",
         "validation",
+        "discreet",
         "compare",
         "recipe",
         "manifest",

@@ -10,15 +10,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import sqlalchemy as sa
 
+from mlprod import discreet
 from mlprod.config import SqlSource
-from mlprod.errors import ConnectionLost, DataError
+from mlprod.errors import ConnectionLost, DataError, QuotingError, wordless
 from mlprod.etl.databases import completed, database_of, shown
 from mlprod.validation import SECRETS
 
 SHUTDOWN = 1053  # MySQL's, which SQLAlchemy takes for the statement's fault
+WHY = "its text is hidden: it may hold a secret"
+# What a driver's error is about: SQL's classes of states for names and rights, connections, resources and transactions.
+STATES = frozenset({"08", "0A", "25", "28", "3D", "3F", "40", "42", "53", "54", "55", "57", "58"})
+OF_NAMES = frozenset({"OperationalError", "ProgrammingError", "NotSupportedError", "InterfaceError"})  # where it has no state
+OF_VALUES = frozenset({"DataError", "IntegrityError", "InternalError", "InvalidInputException"})
+UNDECODED = " with text "  # SQLite's, before bytes that are no text
 GOES_ON = "the same command goes on with the tasks that are left"
 
 
@@ -40,18 +48,19 @@ def connect(source: SqlSource) -> sa.Engine:
         parsed = sa.make_url(os.path.expandvars(url))
     except sa.exc.ArgumentError as error:
         way = "give one such as sqlite:///data.db or postgresql://user:$PASSWORD@host/name"
-        raise DataError(f"config.etl.source.url={url!r}: {error}; {way}") from error
+        raise DataError(f"config.etl.source.url={url!r}: {error}; {way}") from wordless(error, WHY)
     except ValueError as error:  # its text may hold a part of a password
         raise DataError(
             f"config.etl.source.url={url!r}: the port is not a number, or a password holds '/', ':' or '@'"
-        ) from error
+        ) from wordless(error, WHY)
     database = database_of(parsed)
     try:
         engine = sa.create_engine(completed(parsed, source.timeout_s))
     except (ModuleNotFoundError, sa.exc.NoSuchModuleError) as error:
         raise DataError(f"config.etl.source.url={url!r}: {error}; install {database.install}") from error
     except Exception as error:  # a dialect's own: of an option, or of credentials that BigQuery's looks for here already
-        raise DataError(f"config.etl.source.url={url!r}: {one_line(error, parsed)}; mend the URL, or what it names") from error
+        told = f"config.etl.source.url={url!r}: {one_line(error, parsed)}"
+        raise DataError(f"{told}; mend the URL, or what it names") from wordless(error, WHY)
     if database.is_file and not (parsed.database and Path(parsed.database).is_file()):
         raise DataError(
             f"config.etl.source.url={url!r}: there is no database file {parsed.database!r}; create it, or mend the path"
@@ -65,11 +74,12 @@ def named(source: SqlSource) -> str:
 
 
 def one_line(error: BaseException, url: sa.URL) -> str:
-    """Returns an error's text, without the secrets of a URL."""
+    """Returns an error's text, without the secrets of a URL, as they are and as URLs write them."""
     text = " ".join(str(error).split())
     secrets = [url.password, *(value for name, value in url.query.items() if re.fullmatch(SECRETS, name, re.IGNORECASE))]
     for secret in map(str, filter(None, secrets)):
-        text = text.replace(secret, "***")
+        for written in (secret, quote(secret), quote(secret, safe=""), quote_plus(secret)):
+            text = text.replace(written, "***")
     return text
 
 
@@ -78,7 +88,24 @@ def refused(where: str, error: sa.exc.StatementError, url: sa.URL) -> DataError 
     told = f"{where}: {one_line(error.orig or error, url)}"
     if isinstance(error, sa.exc.DBAPIError) and (error.connection_invalidated or _code(error.orig) == SHUTDOWN):
         return lost(told)
-    return DataError(told)
+    return quoting(where, error.orig or error, url)
+
+
+def quoting(where: str, error: BaseException, url: sa.URL, said: str = "") -> QuotingError:
+    """Returns what a database says of a statement (`said`; "": the error's text), which may quote a value."""
+    told = f"{where}: {said or one_line(error, url)}"
+    if is_of_names(error):
+        return QuotingError(told, told.partition(UNDECODED)[0])
+    return QuotingError(told, f"{where}: the database refused a value ({discreet.WHY}); mend the value, or the query")
+
+
+def is_of_names(error: BaseException) -> bool:
+    """Whether a driver's error is about names, rights or the connection, and not about a value."""
+    state = str(getattr(error, "sqlstate", None) or "")
+    if state:
+        return state[:2] in STATES
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & OF_NAMES) and not kinds & OF_VALUES
 
 
 def _code(error: BaseException | None) -> Any:
@@ -105,14 +132,16 @@ def connected(source: SqlSource) -> Iterator[sa.Connection]:
         try:
             connection = engine.connect()
         except sa.exc.DBAPIError as error:
-            raise Unreachable(f"database {shown(engine.url)}: {one_line(error.orig or error, engine.url)}") from error
+            raise Unreachable(f"database {shown(engine.url)}: {one_line(error.orig or error, engine.url)}") from wordless(
+                error, WHY
+            )
         try:
             with connection:
                 for statement in database_of(engine.url).begin:
                     connection.exec_driver_sql(statement)
                 yield connection
         except sa.exc.StatementError as error:
-            raise refused(named(source), error, engine.url) from error
+            raise refused(named(source), error, engine.url) from wordless(error, WHY)
     finally:
         engine.dispose()
 

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlprod.config import Column, EtlConfig, Given, Holds, Made, no_transform, of_columns
-from mlprod.errors import DataError
+from mlprod.discreet import WHY
+from mlprod.errors import DataError, QuotingError
 from mlprod.etl.schema import ARROW, arrow_column, combined, raw_column, require, without_nan
 from mlprod.made import with_made
 
@@ -37,7 +38,8 @@ def _run(etl: EtlConfig, rows: pa.Table) -> pa.Table:
     try:
         made = etl.transform(as_frame(rows.select(inputs)))
     except Exception as error:  # the user's code: whatever it raises is theirs to read
-        raise DataError(f"config.etl.transform={etl.transform.__name__} failed: {type(error).__name__}: {error}") from error
+        told = f"config.etl.transform={etl.transform.__name__} failed: {type(error).__name__}"
+        raise QuotingError(f"{told}: {error}", f"{told} ({WHY})") from error
     if not isinstance(made, pd.DataFrame) or len(made) != rows.num_rows:
         size = f"{len(made)} rows" if isinstance(made, pd.DataFrame) else type(made).__name__
         raise DataError(
@@ -50,9 +52,10 @@ def _run(etl: EtlConfig, rows: pa.Table) -> pa.Table:
     try:
         table = pa.Table.from_pandas(made[[c.name for c in derived]], schema=schema, preserve_index=False)
     except (pa.ArrowException, ValueError, TypeError) as error:
-        hide = any(c.sensitive for c in derived)  # the first of Arrow's words shows a value
-        why = error.args[-1] if hide and len(error.args) > 1 else " ".join(map(str, error.args))
-        raise DataError(f"config.etl.transform: {why}; declare the derived column's type in config.etl.columns") from error
+        way = "declare the derived column's type in config.etl.columns"
+        where = str(error.args[-1]) if len(error.args) > 1 else WHY  # the first of Arrow's words shows a value
+        words = [f"config.etl.transform: {why}; {way}" for why in (" ".join(map(str, error.args)), where)]
+        raise QuotingError(*words) from error
     made_by = f"config.etl.transform={etl.transform.__name__} made"
     for c in derived:
         if c.type == "string" and pc.any(pc.match_substring(table[c.name], "\0")).as_py():

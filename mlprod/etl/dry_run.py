@@ -101,7 +101,7 @@ def main(cfg: Config) -> None:
             markup=False, soft_wrap=True,
         )  # fmt: skip
     broken = rules.applied(etl, labelled := rows.filter(pc.is_valid(rows[etl.label.column])), rules.told_by_values(etl))
-    for words, count in Counter(rules.words(rule) for rule, _ in broken.values()).items():
+    for words, count in Counter(rules.in_words(etl, rule) for rule, _ in broken.values()).items():
         console.print(f"  {count:,} of {labelled.num_rows:,} break a rule: {words}", markup=False, soft_wrap=True)
     if cfg.etl.gathered:
         console.print("  what other rows tell is of these rows, and of the first of other sources; the build looks at all")

@@ -13,10 +13,10 @@ import pyarrow as pa
 import sqlalchemy as sa
 
 from mlprod.config import Column, SqlSource
-from mlprod.errors import DataError
+from mlprod.errors import DataError, wordless
 from mlprod.etl.batches import typed
 from mlprod.etl.columnar import type_of
-from mlprod.etl.connection import connected, named, one_line
+from mlprod.etl.connection import WHY, connected, named, quoting
 from mlprod.etl.schema import Loose
 
 # DuckDB's names of types whose values come as its cursor gives them.
@@ -90,4 +90,4 @@ def _told(connection: sa.Connection, source: SqlSource) -> Iterator[None]:
     try:
         yield
     except (connection.dialect.loaded_dbapi.Error, pa.ArrowException) as error:
-        raise DataError(f"{named(source)}: {one_line(error, connection.engine.url)}") from error
+        raise quoting(named(source), error, connection.engine.url) from wordless(error, WHY)

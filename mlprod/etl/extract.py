@@ -326,7 +326,7 @@ def _ruled(etl: EtlConfig, found: Sorted, derived: pa.Table, counts: report.Coun
     told, columns = dict[int, Bad](), [*etl.columns, label_column(etl.label)]
     ruled = rules.kept(etl, derived, lambda i: found.where(int(found.at[i])))
     for i, (rule, why) in ruled.broken.items():
-        words, number = rules.words(rule), int(found.at[i])
+        words, number = rules.in_words(etl, rule), int(found.at[i])
         counts.broken[words] = counts.broken.get(words, 0) + 1
         if words not in counts.firsts:
             counts.firsts[words] = f"{found.where(number)}: {why}"

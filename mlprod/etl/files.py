@@ -298,7 +298,7 @@ class Copies:
         try:
             yield
         except DataError as error:
-            raise type(error)(self.original(str(error))) from error
+            raise type(error)(*map(self.original, error.args)) from error
 
 
 def places(path: str, encoding: str, folder: Path, without: Collection[str] = ()) -> Copies:

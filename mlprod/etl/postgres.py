@@ -20,9 +20,9 @@ except ModuleNotFoundError:  # the extra `postgres` is not installed
     dbapi = None
 
 from mlprod.config import Column, SqlSource
-from mlprod.errors import DataError
+from mlprod.errors import wordless
 from mlprod.etl.batches import typed as of_batches
-from mlprod.etl.connection import Unreachable, connect, lost, named, one_line
+from mlprod.etl.connection import WHY, Unreachable, connect, lost, named, one_line, quoting
 from mlprod.etl.databases import DATABASES, shown
 from mlprod.etl.schema import Loose
 
@@ -57,7 +57,7 @@ def reader(source: SqlSource, query: str) -> Iterator[pa.RecordBatchReader]:
     try:
         connection = dbapi.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
     except DriverError as error:
-        raise Unreachable(f"database {shown(url)}: {_said(error, url)}") from error
+        raise Unreachable(f"database {shown(url)}: {_said(error, url)}") from wordless(error, WHY)
     with connection, connection.cursor() as cursor:
         try:
             for statement in DATABASES["postgresql"].begin:
@@ -66,8 +66,9 @@ def reader(source: SqlSource, query: str) -> Iterator[pa.RecordBatchReader]:
             cursor.execute(query)
             yield cursor.fetch_record_batch()
         except (DriverError, OSError) as error:
-            told = f"{named(source)}: {_said(error, url)}"
-            raise DataError(told) if _alive(connection) else lost(told) from error
+            if not _alive(connection):
+                raise lost(f"{named(source)}: {_said(error, url)}") from wordless(error, WHY)
+            raise quoting(named(source), error, url, _said(error, url)) from wordless(error, WHY)
 
 
 def _said(error: BaseException, url: sa.URL) -> str:

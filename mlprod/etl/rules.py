@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlprod.config import AnyRule, Column, ColumnRule, EtlConfig, Holds, Matches, NotNull, OneOf, UniqueKey, Within
-from mlprod.errors import DataError
+from mlprod.discreet import WHY
+from mlprod.errors import DataError, QuotingError
 from mlprod.etl import bad_rows
 from mlprod.etl.derive import as_frame
 from mlprod.etl.label import label_column
@@ -72,6 +73,13 @@ def _(rule: Holds) -> str:
 @words.register
 def _(rule: UniqueKey) -> str:
     return "the key is unique"
+
+
+def in_words(etl: EtlConfig, rule: AnyRule) -> str:
+    """Returns a rule as messages and the report tell it: the values that a sensitive column may have are hidden."""
+    if isinstance(rule, OneOf) and any(c.name == rule.column and c.sensitive for c in etl.columns):
+        return f"{rule.column} is one of {len(rule.values)} values (hidden, config.etl.rules[{etl.rules.index(rule)}])"
+    return words(rule)
 
 
 # ---- which rows break it -----------------------------------------------------------------------------------------------
@@ -128,7 +136,8 @@ def _(rule: Holds, rows: pa.Table) -> np.ndarray:
     try:  # pandas compares times with texts only where they have no zone; ours are UTC
         held = as_frame(pa.table(naive)).eval(rule.expression, engine="python")
     except Exception as error:  # the user's expression: whatever it raises is theirs to read
-        raise DataError(f"{_WHERE}: expression={rule.expression!r}: {type(error).__name__}: {error}; mend it") from error
+        told = f"{_WHERE}: expression={rule.expression!r}: {type(error).__name__}"
+        raise QuotingError(f"{told}: {error}; mend it", f"{told} ({WHY}); mend it") from error
     if not isinstance(held, pd.Series) or len(held) != rows.num_rows or held.dtype not in (bool, pd.BooleanDtype()):
         what = f"{held.dtype} values" if isinstance(held, pd.Series) else type(held).__name__
         raise DataError(f"{_WHERE}: expression={rule.expression!r} gives {what}; it must be true or false of each row")
@@ -155,16 +164,16 @@ def applied(etl: EtlConfig, rows: pa.Table, rules: Sequence[AnyRule]) -> Broken:
     for rule in rules:
         for i in np.flatnonzero(breaks(rule, rows)).tolist():
             if i not in found:
-                found[i] = rule, _why(rule, columns, rows, i)
+                found[i] = rule, _why(etl, rule, columns, rows, i)
     return dict(sorted(found.items()))
 
 
-def _why(rule: AnyRule, columns: Mapping[str, Column], rows: pa.Table, i: int) -> str:
+def _why(etl: EtlConfig, rule: AnyRule, columns: Mapping[str, Column], rows: pa.Table, i: int) -> str:
     """Returns why row i breaks a rule."""
     if not isinstance(rule, ColumnRule) or isinstance(rule, NotNull):
-        return f"not so: {words(rule)}"
+        return f"not so: {in_words(etl, rule)}"
     name = rule.column
-    return f"column {name!r}: {shown(columns[name], rows[name][i].as_py())}, not so: {words(rule)}"
+    return f"column {name!r}: {shown(columns[name], rows[name][i].as_py())}, not so: {in_words(etl, rule)}"
 
 
 def told_by_values(etl: EtlConfig, *, label: bool = True) -> list[AnyRule]:
@@ -187,11 +196,12 @@ def refuse(where: str, why: str) -> None:
 def check_shares(etl: EtlConfig, counts: Counts) -> None:
     """Raises DataError where more of the rows with a label break a rule than it allows."""
     for rule in rules_of(etl):
-        count = counts.broken.get(words(rule), 0)
+        said = in_words(etl, rule)
+        count = counts.broken.get(said, 0)
         if count > rule.most * counts.labelled:
             raise DataError(
-                f"{count:,} of {counts.labelled:,} rows break a rule of {_WHERE}: {words(rule)}; most={rule.most:g} are allowed. "
-                f"The first: {counts.firsts[words(rule)]}; mend the rows, or raise `most`"
+                f"{count:,} of {counts.labelled:,} rows break a rule of {_WHERE}: {said}; most={rule.most:g} are allowed. "
+                f"The first: {counts.firsts[said]}; mend the rows, or raise `most`"
             )
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlprod.config import Column
-from mlprod.errors import DataError, nearest
+from mlprod.errors import DataError, QuotingError, like, nearest
 from mlprod.hashing import ByteValues, FixedValues, Values, float_words
 from mlprod.made import RawColumn
 
@@ -91,7 +91,8 @@ def constant(text: str, kind: pa.DataType, where: str) -> pa.Scalar:
     try:
         return pa.scalar(parse(text, type_name), kind)
     except (ValueError, TypeError) as error:
-        raise DataError(f"{where} is {type_name}, and {text!r} is not") from error
+        told = f"{where} is {type_name}, and {{}} is not"
+        raise QuotingError(told.format(repr(text)), told.format("what the config compares it with")) from error
 
 
 def _parse_int(value: Any) -> int:
@@ -238,10 +239,11 @@ def cast_strictly(chunk: Loose, columns: Sequence[Column]) -> pa.Table:
 
 
 def require(name: str, known: Sequence[str], where: str) -> None:
-    """Raises DataError unless `name` is among the column names `known` of `where`."""
+    """Raises DataError unless `name` is among the column names `known` of `where`: a file without a header has a row there."""
     if name not in known:
         way = "; it has one column: is config.etl.source.delimiter right?" if len(known) == 1 and _JOINED.search(known[0]) else ""
-        raise DataError(f"{where} has no column {name!r}{nearest(name, known)}{way}")
+        told = f"{where} has no column {name!r}"
+        raise QuotingError(f"{told}{nearest(name, known)}{way}", f"{told}{like(name, known)}{way}")
 
 
 def combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:

@@ -16,9 +16,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from mlprod.config import Join, On, SqlSource
-from mlprod.errors import DataError, nearest
+from mlprod.errors import DataError, QuotingError, nearest, wordless
 from mlprod.etl import duckdb_files, mysql, query
-from mlprod.etl.connection import connected, named, refused
+from mlprod.etl.connection import WHY, connected, named, refused
 from mlprod.etl.databases import shown
 from mlprod.etl.files import Told, untold
 from mlprod.etl.identity import Identity, rows_bytes
@@ -44,7 +44,7 @@ def opened(source: SqlSource) -> Iterator[tuple[sa.Connection, Tables]]:
             tables = _reflect(connection, source)
         except sa.exc.DBAPIError as error:
             url = connection.engine.url
-            raise refused(f"database {shown(url)}", error, url) from error
+            raise refused(f"database {shown(url)}", error, url) from wordless(error, WHY)
         yield connection, tables
 
 
@@ -77,7 +77,8 @@ def _bound(column: sa.ColumnElement[Any], name: str, text: str, field: str) -> A
     try:
         return kind.fromisoformat(text) if issubclass(kind, dt.date | dt.time) else kind(text)
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise DataError(f"config.etl.source.{field}={text!r} is not a {kind.__name__}, as column {name!r} is") from error
+        told = f"is not a {kind.__name__}, as column {name!r} is"
+        raise QuotingError(f"config.etl.source.{field}={text!r} {told}", f"config.etl.source.{field} {told}") from error
 
 
 def filters(table: sa.FromClause, source: SqlSource) -> list[sa.ColumnElement[bool]]:
@@ -107,7 +108,11 @@ def check_joins(connection: sa.Connection, tables: Tables, source: SqlSource) ->
         double = connection.execute(statement).first()
         if double is not None:
             names = ", ".join(on.right for on in join.on)
-            raise DataError(f"table {join.table!r} has several rows with {names} = {tuple(double)}; a join needs one")
+            told = [
+                f"table {join.table!r} has several rows with {what}; a join needs one"
+                for what in (f"{names} = {tuple(double)}", f"one {names}")
+            ]
+            raise QuotingError(*told)
 
 
 def _check_plus(on: On, left: sa.ColumnElement[Any], right: sa.ColumnElement[Any]) -> None:
@@ -163,7 +168,8 @@ def loose(
             yield Loose(columns, len(rows), partial(row_of_query, source, which, done), {})
             done += len(rows)
     except (ValueError, TypeError) as error:  # a driver that cannot make its column's type of a value
-        raise DataError(f"{named(source)}, after row {done} of the query: {error}; mend the value") from error
+        told = f"{named(source)}, after row {done} of the query: "
+        raise QuotingError(f"{told}{error}; mend the value", f"{told}the driver cannot read a value; mend it") from error
     finally:
         if mysql.let_go(result.cursor) and not connection.invalidated:
             connection.invalidate()

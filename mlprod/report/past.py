@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlprod import documents
+from mlprod import discreet, documents
 from mlprod.attempts import read_attempts
 from mlprod.checkpoint.run_state import RunState
 from mlprod.checkpoint.saved import SavedSteps
@@ -265,19 +265,7 @@ def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def hidden(saved: Line) -> tuple[str, ...]:
     """Returns the paths of a config below which values of sensitive columns stand."""
-    section_of = saved.get("etl", {})
-    names = {c["name"] for c in section_of.get("columns", ()) if c.get("sensitive")}
-    at = {
-        "split": ("column", ("eval", "test")),
-        "source": ("watermark", ("start", "stop")),
-        "label": ("column", ("value", "above")),
-    }
-    return tuple(
-        f"etl.{section}.{name}"
-        for section, (column, values) in at.items()
-        if section_of.get(section, {}).get(column) in names
-        for name in values
-    )
+    return tuple(f"etl.{path}" for path in discreet.hidden(saved.get("etl", {})))
 
 
 def between(old: Attempt, new: Attempt) -> dict[str, tuple[str, str]]:

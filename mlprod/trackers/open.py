@@ -16,7 +16,7 @@ import jax
 
 from mlprod.config import TrackingConfig
 from mlprod.trackers.follow import Follower, Service
-from mlprod.trackers.run import TrackedRun, redacted
+from mlprod.trackers.run import TrackedRun, of_config
 from mlprod.trackers.tensorboard import TensorBoard
 from mlprod.trackers.wandb_run import Wandb
 from mlprod.tracking import FILE, LocalLog, Tracker, Trackers
@@ -51,7 +51,7 @@ def open_trackers(
     """
     if jax.process_index():
         return Trackers([])
-    about = TrackedRun(workdir=workdir, name=name, run_id=run_id, attempt=attempt, step=step, config=redacted(config))
+    about = TrackedRun(workdir=workdir, name=name, run_id=run_id, attempt=attempt, step=step, config=of_config(config))
     services = list(_services(cfg, about))
     local = LocalLog(workdir, run_id, attempt, cfg.log_bytes)
     switched = sys.getswitchinterval()

@@ -1,11 +1,12 @@
-"""What a tracker may know of a run: its names and its config, without secrets and without the home folder of its user."""
+"""What a tracker may know of a run: its names and its config, without secrets, values of rows and the home folder of its user."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlprod import discreet
 from mlprod.validation import SECRETS
 
 HIDDEN = "***"
@@ -26,12 +27,25 @@ class TrackedRun:
     config: Mapping[str, Any]  # JSON data, redacted
 
 
-def redacted(tree: Any, name: str = "") -> Any:
-    """Returns JSON data with who logs in to a URL, and what is named like a secret, hidden, and the home folder as `~`."""
+def of_config(saved: Mapping[str, Any]) -> Any:
+    """Returns a config as a tracker may know it: see `redacted`; what it says of the values of sensitive columns is hidden."""
+    return redacted(saved, hidden=[f"etl.{path}" for path in discreet.hidden(saved.get("etl", {}))])
+
+
+def redacted(tree: Any, name: str = "", path: str = "", hidden: Collection[str] = ()) -> Any:
+    """Returns JSON data with who logs in to a URL, and what is named like a secret, hidden, and the home folder as `~`.
+
+    Args:
+        name: of the innermost field that `tree` is of.
+        path: of `tree`, dotted.
+        hidden: paths of what is hidden too.
+    """
+    if path in hidden and tree:
+        return HIDDEN
     if isinstance(tree, Mapping):
-        return {key: redacted(value, key) for key, value in tree.items()}
+        return {key: redacted(value, key, f"{path}.{key}" if path else key, hidden) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [redacted(value, name) for value in tree]
+        return [redacted(value, name, f"{path}[{i}]", hidden) for i, value in enumerate(tree)]
     if not isinstance(tree, str):
         return tree
     if tree and _NAME.fullmatch(name):
