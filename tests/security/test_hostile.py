@@ -13,6 +13,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -469,6 +470,43 @@ def truncated(file: Path) -> None:
     """Makes a file of 1 TB that takes no room."""
     file.touch()
     os.truncate(file, 1 << 40)
+
+
+# ---- a run none of whose steps is good ---------------------------------------------------------------------------------
+
+METADATA: dict[str, Callable[[Path], object]] = {
+    "text": lambda file: file.write_text("{}"), "noise": lambda file: file.write_bytes(bytes(range(256))),
+    "deep": lambda file: file.write_text(DEEP), "a device": lambda file: file.symlink_to("/dev/zero"),
+    "a pipe": lambda file: os.mkfifo(file), "a folder": lambda file: file.mkdir(), "1 TB": lambda file: truncated(file),
+    "of a newer program": lambda file: file.write_text(_signed(encode(GOOD)["text"].replace('"format":', '"format":9'))),
+    "an array without end": lambda file: file.write_text(_signed(encode(replace(GOOD, leaves=ENDLESS_LEAF))["text"])),
+    "an array elsewhere": lambda file: file.write_text(_signed(encode(replace(GOOD, leaves={"../../x": LEAF}))["text"])),
+}  # fmt: skip
+LEAF = {"shape": [1], "dtype": "float32", "digest": "0" * 32}
+ENDLESS_LEAF = {"params/w": {**LEAF, "shape": [1 << 40, 1 << 20]}}
+
+
+def _signed(text: str) -> str:
+    return json.dumps({"text": text, "sha256": sha256_text(text)})
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
+@pytest.mark.parametrize("put", METADATA.values(), ids=list(METADATA))
+def test_a_hostile_run_is_refused(
+    put: Callable[[Path], object], verb: str, dataset: Path, csv: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """By exit code 2, which no launcher takes for a reason to start again, and at once."""
+    file = tmp_path / "run" / "checkpoints" / "00000005" / "run" / "metadata"
+    file.parent.mkdir(parents=True)
+    put(file)
+    words = (f"--config.dataset={dataset}", f"--config.etl.source.path={csv}", f"--config.workdir={tmp_path / 'run'}")
+    began = time.monotonic()
+    assert cli.run(argv(verb, *words)) == 2, capsys.readouterr().err[-1500:]
+    assert time.monotonic() - began < 4 * SECONDS
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    words = ("00000005 is damaged", "newer than", "does not fit config.model", "holds a run on dataset_id")
+    assert any(word in told for word in words), told
 
 
 # ---- names in pages ----------------------------------------------------------------------------------------------------
