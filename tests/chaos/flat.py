@@ -40,7 +40,7 @@ class Limits:
 
     log_bytes: int  # the log's own limit
     memory_per_hour: float = 12 * MB
-    memory_noise: float = 5 * MB  # that an allocator may need more, whatever the time
+    memory_noise: float = 1.5 * MB  # by which the floor moves without a leak; more in few minutes, while caches fill
 
 
 @dataclass(frozen=True, slots=True)
