@@ -53,7 +53,7 @@ TEXT_COLUMNS = ("text", "file")  # of text files
 RESERVED = ("numeric", "label", "weight", "row_id")  # keys of a batch that are not columns
 SECRETS = r"\w*(password|passwd|pwd|passphrase|passcode|token|secret|credentials_base64)|odbc_connect"  # options of a URL
 _PASSWORD = re.compile(rf"://[^:@?]*:(?!\$(\w+|\{{\w+\}})@)[^@]+@|[?&]({SECRETS})=(?!\$)", re.IGNORECASE)
-_WORD = re.compile(rf"(?<=://)([^:@?/\s]*):(?!\$(?:\w+|\{{\w+\}})@)[^@\s]+@|([?&](?:{SECRETS})=)(?!\$)[^&\s'\"]+", re.IGNORECASE)
+_WORD = re.compile(rf"(?<=://)([^:@?/\s]*):(?!\$(?:\w+|\{{\w+\}})@)\S+@|([?&](?:{SECRETS})=)(?!\$)[^&\s'\"]+", re.IGNORECASE)
 _CLUSTER = re.compile(r"dask(\+tls)?://(\[[0-9a-fA-F:.]+\]|[^/:@?#\[\]\s]+):(?P<port>\d{1,5})")
 
 

@@ -22,9 +22,11 @@ import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 
-from mlprod.config import ByColumn, Config, OneOf
+from mlprod.compare import as_json
+from mlprod.config import ByColumn, Config, OneOf, SqlSource
 from mlprod.errors import ConfigError
-from mlprod.validation import validate
+from mlprod.trackers.run import of_config
+from mlprod.validation import validate, without_passwords
 from tests import postgres_server, wandb_server
 from tests.conftest import ROOT
 from tests.security import planted
@@ -248,6 +250,31 @@ def test_saved_steps_with_values_are_not_sent(change: Mapping[str, str]) -> None
         validate(cfg)
     cfg.tracking.checkpoints = False
     validate(cfg)
+
+
+def test_trackers_get_no_value_that_the_config_names() -> None:
+    """But the names of columns and all that is not theirs."""
+    cfg = planted.config()
+    cfg.etl.source = SqlSource(url="sqlite:///rows.db", table="t", watermark="born", start=planted.BORN)
+    spoil(cfg, "split", "rules")
+    told = of_config(as_json(cfg))
+    assert FINDER.in_bytes("", json.dumps(as_json(cfg)).encode()) != set()
+    assert FINDER.in_bytes("", json.dumps(told).encode()) == set()
+    assert told["etl"]["split"] == {"class": "ByColumn", "column": "note", "eval": "***", "test": []}
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("'postgresql://bob:p@x/y@h/db' is wrong", "'postgresql://bob:***@h/db' is wrong"),
+        ("mysql://h/x?user=bob&Password=abc&b=1 b", "mysql://h/x?user=bob&Password=***&b=1 b"),
+        ("postgresql://u:$PGPW@h/x?password=$PW", "postgresql://u:$PGPW@h/x?password=$PW"),
+        ("dask://h:8786 and a@b", "dask://h:8786 and a@b"),
+    ],
+)
+def test_passwords_of_urls_are_hidden(text: str, shown: str) -> None:
+    """Names of variables stay."""
+    assert without_passwords(text) == shown
 
 
 def spoil(cfg: Config, *what: str) -> None:
