@@ -276,6 +276,11 @@ CASES = {
             here, "CREATE TABLE m (note TEXT, seats INT)", f"INSERT INTO m VALUES ('{NOTE}', 1), ('{NOTE}', 2)"
         ),
     ),
+    "cut by what is sensitive": Case(
+        SQL.format(", cut_by='serial'") + "\ncfg.etl.chunk_rows = 2\nwith_column(cfg, 'x', type='int64')",
+        make=lambda here: tables(here, f"UPDATE t SET serial = {SERIAL} + (id > 30)"),
+        told="of 3 by serial: column 'x': ",
+    ),
     "cut by a text": Case(SQL.format(", cut_by='mail'"), make=tables, told="holds a str, no integer"),
     "a query that fails on a value": Case(
         "cfg.etl.source = SqlSource(url='sqlite:///rows.db', query=\"SELECT *, json_extract(mail, '$.a') AS j FROM t\")\n"

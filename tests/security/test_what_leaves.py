@@ -69,7 +69,14 @@ PLACES = (
         (),
         "vocabularies, medians and quantiles, which `predict` needs",
     ),
-    Place(("here/dataset*/manifests/*",), "dataset: `manifests/`", "columns, config, checksums", (), ("note",), NAMED),
+    Place(
+        ("here/dataset*/manifests/*",),
+        "dataset: `manifests/`",
+        "columns, config, checksums, the source as it was",
+        (),
+        ("note", "serial"),
+        f"{NAMED}; the newest watermark, from which `grow` goes on",
+    ),
     Place(("here/dataset*/reports/*",), "dataset: `reports/`", "the data report, JSON and page"),
     Place(("here/dataset*/quarantine/*",), "dataset: `quarantine/`", "bad rows: where, why, values", (), (), "hashes alone"),
     Place(
@@ -294,7 +301,7 @@ with_column(cfg, 'age', scale='quantile')
 """
 SENT = "cfg.tracking.wandb = 'offline'; cfg.tracking.checkpoints = True; cfg.workdir = 'run-sent'"
 POSTGRES = """
-cfg.etl.source = SqlSource(url='postgresql://postgres:$PGPW@127.0.0.1:PORT/postgres?application_name=mlprod', table='t')
+cfg.etl.source = SqlSource(url='postgresql://postgres:$PGPW@127.0.0.1:PORT/postgres', table='t', watermark='serial')
 cfg.etl.executor = 'processes'; cfg.etl.workers = 2
 cfg.dataset, cfg.workdir = 'dataset-sql', 'run-sql'
 """
