@@ -53,7 +53,7 @@ TEXT_COLUMNS = ("text", "file")  # of text files
 RESERVED = ("numeric", "label", "weight", "row_id")  # keys of a batch that are not columns
 SECRETS = r"\w*(password|passwd|pwd|passphrase|passcode|token|secret|credentials_base64)|odbc_connect"  # options of a URL
 _PASSWORD = re.compile(rf"://[^:@?]*:(?!\$(\w+|\{{\w+\}})@)[^@]+@|[?&]({SECRETS})=(?!\$)", re.IGNORECASE)
-_WORD = re.compile(rf"(?<=://)([^:@?/\s]*):(?!\$(?:\w+|\{{\w+\}})@)[^@\s]+@|([?&](?:{SECRETS})=)(?!\$)[^&\s'\"]+", re.IGNORECASE)
+_WORD = re.compile(rf"(?<=://)([^:@?/\s]*):(?!\$(?:\w+|\{{\w+\}})@)\S+@|([?&](?:{SECRETS})=)(?!\$)[^&\s'\"]+", re.IGNORECASE)
 _CLUSTER = re.compile(r"dask(\+tls)?://(\[[0-9a-fA-F:.]+\]|[^/:@?#\[\]\s]+):(?P<port>\d{1,5})")
 
 
@@ -108,6 +108,8 @@ def validate(cfg: Config) -> None:
         )
     _validate_skip(cfg.loader.skip, cfg.loader.global_batch)
     validate_etl(cfg.etl)
+    if cfg.tracking.checkpoints and cfg.tracking.wandb != "off":
+        _validate_sent(cfg.etl)
 
 
 def _validate_evaluation(cfg: Config) -> None:
@@ -455,6 +457,23 @@ def _validate_sensitive(etl: EtlConfig) -> None:
         if found and name not in sensitive:
             raise ConfigError(
                 f"config.etl.columns: {name!r} holds values of {found[0]!r}, which is sensitive; set sensitive=True for it too"
+            )
+
+
+def _validate_sent(etl: EtlConfig) -> None:
+    """Saved steps that W&B gets hold no value of a sensitive column: neither in their config nor as quantiles of a number."""
+    sensitive = [c for c in etl.columns if c.sensitive]
+    held = [(c.name, f"scale={c.scale!r}") for c in sensitive if c.scale in ("quantile", "piecewise")]
+    if isinstance(etl.split, ByTime | ByColumn) and (etl.split.eval or etl.split.test):
+        held.append((etl.split.column, "config.etl.split"))
+    if isinstance(etl.source, SqlSource) and (etl.source.start or etl.source.stop):
+        held.append((etl.source.watermark, "config.etl.source.start or .stop"))
+    held += [(rule.column, f"config.etl.rules[{i}]") for i, rule in enumerate(etl.rules) if isinstance(rule, OneOf)]
+    for name, by in held:
+        if name in {c.name for c in sensitive}:
+            raise ConfigError(
+                f"config.tracking.checkpoints=True would send values of {name!r}, which is sensitive, to W&B: a saved step holds "
+                f"those of {by}; set it to False, or do without"
             )
 
 

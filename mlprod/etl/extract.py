@@ -186,7 +186,7 @@ def plan_reading(etl: EtlConfig, tasks: Tasks, expected_bytes: int, unread: Unre
     run = partial(tasks.run, "unpack")
     source, copies = sources.unpacked(unread.source, work / "files", run, unread.without, away=tasks.away)
     lacking = drift.lacking(source, [c.name for c in columns], unread.columns) if widen else {}
-    ready = sources.planned(source, plan["chunk_rows"], partial(tasks.run, "cut"))
+    ready = sources.discreetly(sources.planned(source, plan["chunk_rows"], partial(tasks.run, "cut")), columns)
     together = max(plan["together"] // sources.part_chunks(ready), 1)
     held_bytes = etl.memory_bytes // tasks.workers // HELD
     left_out = exclude.read(etl)

@@ -273,8 +273,9 @@ def _other(etl: EtlConfig, tasks: Tasks, reading: Reading, step: AsOf, k: int) -
     """Cuts the other source by the step's key; returns how it is read, and where its buckets are."""
     run = partial(tasks.run, f"unpack-{k}")
     source, copies = sources.unpacked(step.source, tasks.work / f"files-{k}", run, away=tasks.away)
-    ready = sources.planned(source, reading.chunk_rows, partial(tasks.run, f"cut-{k}"))
-    theirs = replace(reading, source=ready, plain=source, copies=copies, columns=_columns(etl, step), lookups=(), lacking={})
+    columns, run = _columns(etl, step), partial(tasks.run, f"cut-{k}")
+    ready = sources.discreetly(sources.planned(source, reading.chunk_rows, run), columns)
+    theirs = replace(reading, source=ready, plain=source, copies=copies, columns=columns, lookups=(), lacking={})
     folder = tasks.work / f"other-{k}"
     spilled = tasks.run(
         folder.name,

@@ -107,7 +107,8 @@ def unread(etl: EtlConfig, identity: Identity, parent: Parent | None) -> Unread:
     if parent is None:
         return Unread(source)
     if isinstance(source, SqlSource):
-        return _behind_watermark(source, parent) if source.watermark else Unread(source)
+        hide = any(c.sensitive and source.watermark == (c.source or c.name) for c in etl.columns)
+        return _behind_watermark(source, parent, hide) if source.watermark else Unread(source)
     seen: Counter[str] = Counter(map(manifest.canonical, files_in(parent.version.source)))
     files = files_in(identity.description)
     sizes = dict(zip(files_of(source.path), files, strict=True))
@@ -132,16 +133,17 @@ def _counted(seen: Counter[str], file: str) -> bool:
     return True
 
 
-def _behind_watermark(source: SqlSource, parent: Parent) -> Unread:
-    """Returns the rows from the newest watermark of a version on, or from `late` before it."""
+def _behind_watermark(source: SqlSource, parent: Parent, hide: bool) -> Unread:
+    """Returns the rows from the newest watermark of a version on, or from `late` before it; `hide`: it is not told."""
     newest, rows = str(parent.version.source["watermark"]), int(parent.version.source["rows"])
     if newest == "None":  # there were no rows with one
         return Unread(source)
     there = rows_until(source, newest)
     if there != rows:
         told = f"{there - rows} row(s) came late" if there > rows else f"{rows - there} row(s) went"
+        shown = "(hidden)" if hide else newest
         print(
-            f"mlprod: {told} behind the watermark {newest}; config.etl.source.late={source.late:g} says how far behind it "
+            f"mlprod: {told} behind the watermark {shown}; config.etl.source.late={source.late:g} says how far behind it "
             f"rows are read again",
             file=sys.stderr,
         )

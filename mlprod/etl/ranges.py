@@ -29,11 +29,13 @@ PART_CHUNKS = 4  # of a part, about: a connection and a task's files cost as muc
 
 @dataclass(frozen=True, slots=True)
 class Ranged:
-    """A source and where its rows are cut. `key`: a column; `cuts`: its values with which the second and later parts begin."""
+    """A source and where its rows are cut. `key`: a column; `cuts`: its values with which the second and later parts begin;
+    `discreet`: they are told in no message."""
 
     source: SqlSource
     key: str
     cuts: tuple[int, ...]
+    discreet: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,9 @@ def _between(ranged: Ranged, tables: Tables, low: int | None, high: int | None) 
 
 def _which(ranged: Ranged, part: KeyRange) -> str:
     """Returns a range in words; "" where it is all rows."""
+    if ranged.discreet and ranged.cuts:
+        number = 1 if part.low is None else ranged.cuts.index(part.low) + 2
+        return f" in range {number} of {len(ranged.cuts) + 1} by {ranged.key}"
     low = f" from {part.low}" if part.low is not None else ""
     high = f" below {part.high}" if part.high is not None else ""
     return f" with {ranged.key}{low}{high}" if low or high else ""

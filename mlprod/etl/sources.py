@@ -135,6 +135,13 @@ def _(source: SqlSource, chunk_rows: int, run: Run) -> ranges.Ranged:
     return ranges.Ranged(source, plan["key"], tuple(plan["cuts"]))
 
 
+def discreetly(ready: Any, columns: Sequence[Column]) -> Any:
+    """Returns a planned source whose key's values are told in no message, where the key is one of `columns` that is sensitive."""
+    if isinstance(ready, ranges.Ranged) and any(c.sensitive and c.name == ready.key for c in columns):
+        return replace(ready, discreet=True)
+    return ready
+
+
 def unchanged(source: Any, names: Sequence[str], identity: Identity) -> bool:
     """Returns whether a source is what it was when it was identified: files by their size and time, a table by a second look."""
     if identity.stamps:

@@ -7,6 +7,7 @@ import json
 import math
 import random
 import time
+import traceback
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import sqlalchemy as sa
 
 from mlprod.config import Column, Config, SqlSource, categorical, multivalued, numeric
+from mlprod.discreet import discreet
 from mlprod.errors import ConnectionLost, DataError
 from mlprod.etl import dry_run, patience, postgres, ranges, sources, sql, tasks
 from mlprod.etl.connection import connect
@@ -353,6 +355,34 @@ def test_what_is_wrong_at_the_start_is_told_without_the_password(url, port, tmp_
     assert told in str(caught.value)
     assert (caught.value.exit_code, "\n" in str(caught.value)) == (2, False)
     assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+@pytest.mark.parametrize("sensitive", [True, False])
+def test_a_value_that_the_server_refuses_is_told_unless_a_column_is_sensitive(url, tmp_path, sensitive, installed, monkeypatch):
+    """In the message, and in all that stands behind it in a traceback; a name that is not there is told all the same."""
+    if not installed:
+        monkeypatch.setattr(postgres, "dbapi", None)
+    numbered_table(url, 50)
+    execute(url, "ALTER TABLE t ADD COLUMN s TEXT", "UPDATE t SET s = 'kanari-' || id")
+    columns = (*DEFAULT, numeric("n", "int64"), Column(name="s", type="string", role="input", sensitive=sensitive))
+    told = {}
+    for name, field in (("value", "CAST(s AS INTEGER)"), ("name", "nope")):
+        cfg = config(tmp_path / name, SqlSource(url=url, query=f"SELECT *, {field} AS n FROM t"), *columns)
+        with pytest.raises(DataError) as caught, discreet(cfg.etl):
+            build(cfg)
+        told[name] = "".join(traceback.format_exception(caught.value))
+        assert "\n" not in str(caught.value)
+    assert ("kanari-" in told["value"], "refused a value" in told["value"]) == (not sensitive, sensitive)
+    assert 'column "nope" does not exist' in told["name"]
+
+
+def test_a_password_that_a_url_must_escape_is_told_in_no_form(port, tmp_path, monkeypatch):
+    monkeypatch.setenv("PGPW", "kanari%2Fa%40b")
+    cfg = config(tmp_path, SqlSource(url=url_of(port) + "?sslpassword=$PGPW", table="t"))
+    with pytest.raises(DataError, match="password authentication failed") as caught:
+        build(cfg)
+    assert "kanari" not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.fixture

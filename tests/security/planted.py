@@ -21,12 +21,13 @@ from mlprod.config import (
     categorical,
     numeric,
 )
-from mlprod.models.tabular import TabularConfig
+from mlprod.models.mlp import MLPConfig
 from tests.security.canaries import Value
 
 # Of the rows: each text begins as this one does, the numbers are most of their column, its least and its greatest.
 WHO, MAIL, TOWN, NOTE = "kanari-who", "kanari-mail", "kanari-town", "kanari-note"
 LEAST, MOST, GREATEST, SERIAL, BORN = 71407.625, 770077.125, 7714077.375, 7707007077, "1907-07-17"
+BORN_US = -1_971_129_600_000_000  # the same, in microseconds since 1970
 ROWS: Mapping[str, Value] = {
     "key": WHO,
     "mail": MAIL,
@@ -37,6 +38,7 @@ ROWS: Mapping[str, Value] = {
     "greatest": GREATEST,
     "serial": SERIAL,
     "time": BORN,
+    "time, us": BORN_US,
 }
 # Of the environment. A password has what a URL must escape.
 PASSWORD, OPTION, TOKEN, KEY, OTHER = (
@@ -125,7 +127,7 @@ def config() -> Config:
             group_rows=64,
             file_groups=8,
         ),
-        model=TabularConfig(),
+        model=MLPConfig(hidden=(16,), dropout=0.1),
         optim=OptimConfig(peak_lr=1e-2, warmup_steps=5),
         loader=LoaderConfig(global_batch=64, num_lanes=16, window_rows=256),
         eval=EvalConfig(batch=64, every=10),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlprod import cli
+from mlprod.etl import extract
 from tests.security import planted
 from tests.security.canaries import Finder, files
 from tests.security.planted import BORN, MAIL, MOST, NOTE, SERIAL, WHO
@@ -274,6 +276,11 @@ CASES = {
             here, "CREATE TABLE m (note TEXT, seats INT)", f"INSERT INTO m VALUES ('{NOTE}', 1), ('{NOTE}', 2)"
         ),
     ),
+    "cut by what is sensitive": Case(
+        SQL.format(", cut_by='serial'") + "\ncfg.etl.chunk_rows = 2\nwith_column(cfg, 'x', type='int64')",
+        make=lambda here: tables(here, f"UPDATE t SET serial = {SERIAL} + (id > 30)"),
+        told="of 3 by serial: column 'x': ",
+    ),
     "cut by a text": Case(SQL.format(", cut_by='mail'"), make=tables, told="holds a str, no integer"),
     "a query that fails on a value": Case(
         "cfg.etl.source = SqlSource(url='sqlite:///rows.db', query=\"SELECT *, json_extract(mail, '$.a') AS j FROM t\")\n"
@@ -360,3 +367,33 @@ def test_a_failure_tells_no_value(name: str, here: Path, capsys: Capture) -> Non
     assert code == case.code, err
     assert case.told in (err.splitlines()[-1] if code == 2 else out + err), err
     assert leaks(here, out + err, mine) == set(), err
+
+
+@pytest.mark.parametrize("sensitive", [True, False])
+def test_what_nobody_foresaw(sensitive: bool, here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug is told by its type and its place; by its text too, where no column is sensitive."""
+
+    def broken(*_: object) -> None:
+        try:
+            int(f"{MAIL}-1")
+        except ValueError as error:
+            raise KeyError(f"{WHO}-1") from error
+
+    monkeypatch.setattr(extract, "_hashed", broken)
+    planted.write(here / "rows.csv")
+    off = "cfg.etl.columns = tuple(replace(c, sensitive=False) for c in cfg.etl.columns)"
+    config = planted.write_config(here, "" if sensitive else off)
+    assert cli.run(["etl", "--config", str(config)]) == 1
+    told = capsys.readouterr().err
+    assert {"ValueError", "KeyError"} <= set(re.findall(r"\w+Error", told)), told
+    assert "in broken" in told
+    assert {found.canary for found in FINDER.in_bytes("", told.encode())} == (set() if sensitive else {"key", "mail"})
+
+
+def test_names_in_errors_of_databases_are_told(here: Path, capsys: Capture) -> None:
+    """Which table or column is not there is no value."""
+    tables(here)
+    for query, told in (("SELECT nope FROM t", "no such column: nope"), ("SELECT * FROM nope", "no such table: nope")):
+        source = f"cfg.etl.source = SqlSource(url='sqlite:///rows.db', query='{query}')"
+        assert cli.run(["etl", "--config", str(planted.write_config(here, source))]) == 2
+        assert told in capsys.readouterr().err
