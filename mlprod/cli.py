@@ -14,11 +14,10 @@ import tempfile
 import time
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 from mlprod.config import AUTO, Config, kept_programs
-from mlprod.discreet import discreet
+from mlprod.discreet import discreet, is_sensitive
 from mlprod.errors import DataError, MlprodError, UserError, nearest, one_line
 from mlprod.processes.rank import find_rank
 from mlprod.validation import without_passwords
@@ -218,7 +217,7 @@ def _run(verb: str, options: argparse.Namespace, overrides: Sequence[str]) -> No
     given = [f"--config.etl.executor={options.executor}"] if verb == "etl" and options.executor else []
     cfg = recipe.load(options.config, [*overrides, *given])
     if verb == "etl":
-        with discreet(cfg.etl):
+        with discreet(is_sensitive(cfg.etl)):
             importlib.import_module("mlprod.etl.dry_run" if options.dry_run else "mlprod.etl.run").main(cfg)
         return
     if verb == "train":
@@ -240,7 +239,7 @@ def _run(verb: str, options: argparse.Namespace, overrides: Sequence[str]) -> No
     programs = kept_programs(cfg) if scores or cfg.runtime.compile_cache != AUTO else ""  # who only looks makes no folder
     importlib.import_module("mlprod.runtime").start(cfg.runtime, programs)
     module = importlib.import_module(f"mlprod.{verb}")
-    with discreet(cfg.etl) if verb == "predict" else nullcontext():  # it reads rows as they are
+    with discreet(verb == "predict" and is_sensitive(cfg.etl)):  # it reads rows as they are
         module.main(cfg, options)
 
 
