@@ -14,13 +14,12 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from mlprod import interrupt
 from mlprod.config import AUTO, Config, kept_programs
-from mlprod.discreet import discreet
+from mlprod.discreet import discreet, is_sensitive
 from mlprod.errors import DataError, MlprodError, UserError, nearest, one_line
 from mlprod.processes.rank import find_rank
 from mlprod.validation import without_passwords
@@ -226,7 +225,7 @@ def _run(verb: str, options: argparse.Namespace, overrides: Sequence[str], at_on
     cfg = at_once(recipe.load)(options.config, [*overrides, *given])
     if verb == "etl":
         module = load("mlprod.etl.dry_run" if options.dry_run else "mlprod.etl.run")
-        with discreet(cfg.etl):
+        with discreet(is_sensitive(cfg.etl)):
             module.main(cfg)
         return
     if verb == "train":
@@ -248,7 +247,7 @@ def _run(verb: str, options: argparse.Namespace, overrides: Sequence[str], at_on
     programs = kept_programs(cfg) if scores or cfg.runtime.compile_cache != AUTO else ""  # who only looks makes no folder
     load("mlprod.runtime").start(cfg.runtime, programs)
     module = load(f"mlprod.{verb}")
-    with discreet(cfg.etl) if verb == "predict" else nullcontext():  # it reads rows as they are
+    with discreet(verb == "predict" and is_sensitive(cfg.etl)):  # it reads rows as they are
         module.main(cfg, options)
 
 

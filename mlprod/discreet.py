@@ -15,9 +15,14 @@ from mlprod.errors import DataError, MlprodError, QuotingError, wordless
 WHY = "its text is hidden: it may hold a value of a sensitive column"
 
 
+def is_sensitive(etl: EtlConfig) -> bool:
+    """Whether some column of the rows is sensitive."""
+    return any(column.sensitive for column in etl.columns)
+
+
 @contextmanager
-def discreet(etl: EtlConfig) -> Iterator[None]:
-    """Where a column is sensitive, lets no error of what reads rows quote a value; else errors stay as they are.
+def discreet(wanted: bool) -> Iterator[None]:
+    """Lets no error of what reads rows quote a value; errors stay as they are where that is not wanted, see `is_sensitive`.
 
     Raises:
         MlprodError: the same, or of an error that quotes what others say, a DataError without that.
@@ -26,7 +31,7 @@ def discreet(etl: EtlConfig) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not any(column.sensitive for column in etl.columns):
+        if not wanted:
             raise
         raise _without_values(error) from wordless(error.__cause__ or error.__context__, WHY)
 

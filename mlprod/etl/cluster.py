@@ -31,6 +31,7 @@ from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from mlprod.config import AsOf, EtlConfig, SqlSource
+from mlprod.discreet import discreet, is_sensitive
 from mlprod.errors import BuildError, ClusterLost, DataError, MachineError
 from mlprod.etl.connection import connect
 from mlprod.etl.files import files_of
@@ -60,6 +61,7 @@ class Wanted:
     url: str  # of the source's database, as written
     mark: str  # a file in the shared folder
     token: str  # what it holds
+    discreet: bool  # whether no error may quote a value: a worker writes them into a log of its own
 
 
 def _versions() -> tuple[tuple[str, str], ...]:
@@ -81,6 +83,7 @@ def wanted_of(etl: EtlConfig, work: Path) -> Wanted:
     return Wanted(
         versions=_versions(), code=CODE, hook=(path, file_sha256(path) if path else ""), files=files,
         url=etl.source.url if isinstance(etl.source, SqlSource) else "", mark=str(mark), token=token,
+        discreet=is_sensitive(etl),
     )  # fmt: skip
 
 
@@ -157,14 +160,15 @@ def on_worker(wanted: Wanted, act: Callable[..., Any], args: tuple[Any, ...]) ->
     lacks = differs(wanted)
     if lacks:
         raise BuildError(f"worker {distributed.get_worker().address}, which came later, {lacks}")
-    for pause in LATE_S:
-        try:
-            return act(*args)
-        except OSError as error:
-            if error.errno not in LATE:
-                raise
-            time.sleep(pause)
-    return act(*args)
+    with discreet(wanted.discreet):
+        for pause in LATE_S:
+            try:
+                return act(*args)
+            except OSError as error:
+                if error.errno not in LATE:
+                    raise
+                time.sleep(pause)
+        return act(*args)
 
 
 def address_of(executor: str) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -478,6 +479,15 @@ def test_a_worker_without_the_secrets_of_a_database(asked, monkeypatch):
     monkeypatch.delenv("NOT_SET_THERE")
     cluster.differs.cache_clear()
     assert "variable NOT_SET_THERE is not set there" in refusal(wanted, cluster.look(wanted))
+
+
+@pytest.mark.parametrize("sensitive", [True, False])
+def test_a_worker_tells_no_value_where_a_column_is_sensitive(asked, sensitive):
+    """Not to its own log either: what a task raises is written there."""
+    wanted = dataclasses.replace(asked, discreet=sensitive)
+    with pytest.raises(Exception, match=r"ValueError|invalid literal") as caught:
+        cluster.on_worker(wanted, int, (f"kanari-{7}",))
+    assert ("kanari-7" in "".join(traceback.format_exception(caught.value))) == (not sensitive)
 
 
 def test_a_worker_that_comes_later_is_asked_before_its_first_task(two, asked):

@@ -17,7 +17,7 @@ import pytest
 import sqlalchemy as sa
 
 from mlprod.config import Column, Config, SqlSource, categorical, multivalued, numeric
-from mlprod.discreet import discreet
+from mlprod.discreet import discreet, is_sensitive
 from mlprod.errors import ConnectionLost, DataError
 from mlprod.etl import dry_run, patience, postgres, ranges, sources, sql, tasks
 from mlprod.etl.connection import connect
@@ -369,7 +369,7 @@ def test_a_value_that_the_server_refuses_is_told_unless_a_column_is_sensitive(ur
     told = {}
     for name, field in (("value", "CAST(s AS INTEGER)"), ("name", "nope")):
         cfg = config(tmp_path / name, SqlSource(url=url, query=f"SELECT *, {field} AS n FROM t"), *columns)
-        with pytest.raises(DataError) as caught, discreet(cfg.etl):
+        with pytest.raises(DataError) as caught, discreet(is_sensitive(cfg.etl)):
             build(cfg)
         told[name] = "".join(traceback.format_exception(caught.value))
         assert "\n" not in str(caught.value)

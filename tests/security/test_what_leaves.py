@@ -322,7 +322,7 @@ def fill(port: int) -> None:
 
 @pytest.mark.chaos
 def test_nothing_leaves_by_any_verb(tmp_path: Path) -> None:
-    """Every verb; a config that names values; W&B offline with saved steps; rows of a server, read by processes; failures."""
+    """But `init` and `run`; a config that names values; W&B offline with saved steps; rows of a server, read by processes."""
     with ExitStack() as stack:
         port = stack.enter_context(postgres_server.postgres())
         m = stack.enter_context(machine(tmp_path / "m", {"PGPW": postgres_server.PASSWORD, "TRACED": "yes"}))
