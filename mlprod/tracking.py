@@ -21,7 +21,6 @@ from mlprod.pieces import Reader, Writer
 
 SCHEMA = 1
 FILE = "log.jsonl"
-DEFAULT_BYTES = 1 << 32
 Values = Mapping[str, tuple[float, float]]  # name -> (value, weight)
 
 
@@ -52,7 +51,7 @@ class Tracker(Protocol):
 class LocalLog:
     """`log.jsonl` of the run, and its older pieces."""
 
-    def __init__(self, workdir: Path, run_id: str, attempt: int, limit_bytes: int = DEFAULT_BYTES) -> None:
+    def __init__(self, workdir: Path, run_id: str, attempt: int, limit_bytes: int) -> None:
         """Opens the log to add to it; a last line that a kill cut short is removed first. `limit_bytes`: see `Writer`."""
         self._run, self._attempt = run_id, attempt
         self._pieces = Writer(workdir / FILE, limit_bytes)

@@ -41,7 +41,7 @@ def attempt(cfg: Config, start: int, number: int = 1, dataset_id: str = "d1", no
     }
     ledger = Ledger()
     notes = [Attempts(workdir, ledger, {**about, "config": as_json(cfg), "environment": ENVIRONMENT})] if noted else []
-    with Trackers([LocalLog(workdir, "r", number), *notes]) as trackers:
+    with Trackers([LocalLog(workdir, "r", number, 1 << 32), *notes]) as trackers:
         trackers.log(Record(kind="start", step=start, position=64 * start, values={}))
         with ledger.spent("step"):
             yield trackers

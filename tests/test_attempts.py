@@ -19,7 +19,7 @@ STEP = Record(kind="train", step=4, position=256, values={"loss": (0.5, 64.0)})
 def test_the_first_line_is_there_before_a_step_and_the_last_says_the_end(tmp_path: Path) -> None:
     """Nothing is written of the steps between within `EVERY_S`; seconds are the ledger's, memory is some."""
     ledger = Ledger()
-    with Trackers([LocalLog(tmp_path, "r", 1), Attempts(tmp_path, ledger, {"run": "r", "steps": 9})]) as trackers:
+    with Trackers([LocalLog(tmp_path, "r", 1, 1 << 32), Attempts(tmp_path, ledger, {"run": "r", "steps": 9})]) as trackers:
         trackers.log(START)
         (first,) = read_attempts(tmp_path)
         assert {name: first[name] for name in ("kind", "step", "run", "steps")} == {

@@ -252,7 +252,7 @@ def test_a_tracker_of_a_log_that_begins_late_is_told_of(
 
 def test_a_report_of_a_log_that_begins_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says so; the attempt under way when the log begins has its own notes, not those of the attempts before."""
-    monkeypatch.setattr(past_runs, "LocalLog", lambda *given: LocalLog(*given, LIMIT))
+    monkeypatch.setattr(past_runs, "LocalLog", lambda *given: LocalLog(*given[:3], LIMIT))
     cfg = past_runs.config(tmp_path / "run", steps=400)
     for number, first in enumerate((1, 11, 101), 1):
         with past_runs.attempt(cfg, first - 1, number, f"d{number}") as trackers:

@@ -129,7 +129,7 @@ def test_a_way_back_inside_an_attempt_is_one_too(tmp_path: Path) -> None:
 
 def test_a_line_that_is_being_written_is_left_until_it_is_whole(tmp_path: Path) -> None:
     """Half of it is no record."""
-    log = LocalLog(tmp_path, ID, 1)
+    log = LocalLog(tmp_path, ID, 1, 1 << 32)
     mine = Mine()
     follower = Follower("Mine", lambda: mine, tmp_path / "log.jsonl", 0, ())
     assert follower.wait_open(5.0)

@@ -14,7 +14,7 @@ RECORD = Record(kind="train", step=1, position=64, values={"loss": (0.5, 64.0)},
 
 def test_a_line_holds_what_the_schema_says(tmp_path: Path) -> None:
     """Run, attempt, kind, step, position, wall time, values with weights, ids."""
-    log = LocalLog(tmp_path, "r", 3)
+    log = LocalLog(tmp_path, "r", 3, 1 << 32)
     log.log(RECORD)
     log.close()
     (line,) = read_log(tmp_path)
@@ -26,13 +26,13 @@ def test_a_line_holds_what_the_schema_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize("torn", [b"", b"{", b'{"schema": 1, "run"'])
 def test_a_torn_line_is_removed_and_the_log_goes_on(torn: bytes, tmp_path: Path) -> None:
     """What a kill cut short disappears; whole lines stay; the next attempt's follow."""
-    log = LocalLog(tmp_path, "r", 1)
+    log = LocalLog(tmp_path, "r", 1, 1 << 32)
     log.log(RECORD)
     log.close()
     with (tmp_path / "log.jsonl").open("ab") as file:
         file.write(torn)
     assert len(list(read_log(tmp_path))) == 1
-    log = LocalLog(tmp_path, "r", 2)
+    log = LocalLog(tmp_path, "r", 2, 1 << 32)
     log.log(RECORD)
     log.close()
     assert [line["attempt"] for line in read_log(tmp_path)] == [1, 2]
@@ -57,7 +57,7 @@ class Broken:
 def test_a_tracker_that_fails_is_switched_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The local log has every record; the broken tracker gets no third one; a line says so."""
     broken = Broken()
-    with Trackers([LocalLog(tmp_path, "r", 1), broken]) as trackers:
+    with Trackers([LocalLog(tmp_path, "r", 1, 1 << 32), broken]) as trackers:
         for _ in range(3):
             trackers.log(RECORD)
     assert len(list(read_log(tmp_path))) == 3

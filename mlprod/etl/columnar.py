@@ -25,10 +25,8 @@ from mlprod.config import Column
 from mlprod.errors import DataError
 from mlprod.etl.files import (
     ALWAYS_BYTES,
-    LONGEST_LINE,
     TIMES,
     bounded_lines,
-    endless,
     files_of,
     open_plain,
     partitions,
@@ -88,7 +86,7 @@ def _planned(name: str) -> pq.ParquetFile:
     for what, number, most in (("rows", metadata.num_rows, ALWAYS_ROWS), ("bytes unpacked", unpacked, ALWAYS_BYTES)):
         if number > max(TIMES * size, most):
             told = f"{shown(name)} has {size:,} bytes and says that it has {number:,} {what}, more than {TIMES} times as many"
-            raise DataError(f"{told}; if it is what it should be, write it anew without compression")
+            raise DataError(f"{told}; if it is what it should be, write it anew, without compression and dictionaries")
     return file
 
 
@@ -238,8 +236,7 @@ def lines(path: str, part_bytes: int) -> list[Any]:
         size, ends = file.seek(0, 2), [0]
         while ends[-1] < size:
             file.seek(min(ends[-1] + part_bytes, size) - 1)
-            if len(file.readline(LONGEST_LINE)) == LONGEST_LINE:
-                raise endless(path)
+            next(bounded_lines(file, path), b"")
             ends.append(file.tell())
     return [Lines(path, start, stop) for start, stop in pairwise(ends)]
 

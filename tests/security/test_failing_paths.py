@@ -25,11 +25,7 @@ Capture = pytest.CaptureFixture[str]
 FINDER = Finder({**planted.ROWS, **planted.SECRETS, "bad": "kanari-bad", "word": "kanari-word"})
 Make = Callable[[Path], object]
 # Of a dataset: what is made of rows, and what a build has done when it ends early. Its report and the bad rows are no part of it.
-ROWS = (
-    "dataset/features/",
-    "dataset/files/",
-    "dataset/work/",
-)
+ROWS = tuple(f"dataset/{folder}/" for folder in ("features", "files", "work"))
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ class Place:
     why: str = NOTHING
 
 
+UNDER_WAY = "work"  # a build's own folder
 NAMED = "what the config names of values: of a split, a watermark or a rule"
 PLACES = (
     Place(("here/*.csv",), "source", "the rows", (*planted.ROWS, "bad"), (), "all: they are yours"),
@@ -80,7 +81,7 @@ PLACES = (
     Place(("here/dataset*/reports/*",), "dataset: `reports/`", "the data report, JSON and page"),
     Place(("here/dataset*/quarantine/*",), "dataset: `quarantine/`", "bad rows: where, why, values", (), (), "hashes alone"),
     Place(
-        ("here/dataset*/work/*",),
+        (f"here/dataset*/{UNDER_WAY}/*",),
         "dataset: `work/`",
         "what a build that goes on, or was killed, has done",
         (*planted.ROWS, "bad"),
