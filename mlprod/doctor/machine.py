@@ -177,7 +177,12 @@ def coordinator_bind(env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
         return
     host, told = bind_host(coordinator, env), "process 0 would wait on every address of this machine"
     way = "set JAX_COORDINATOR_BIND_ADDRESS=HOST:PORT to a private one, or let no other machine reach the port: there is no TLS"
-    if host and ipaddress.ip_address(socket.gethostbyname(host) if ":" not in host else host).is_global:
+    try:
+        public = bool(host) and ipaddress.ip_address(host if ":" in host else socket.gethostbyname(host)).is_global
+    except OSError as error:
+        yield Finding("coordinator bind", f"{host} has no address: {error.strerror}", way)
+        return
+    if public:
         yield Finding("coordinator bind", f"{host} is a public address", way)
     else:
         yield Finding("coordinator bind", f"{host} is private") if host else Finding("coordinator bind", told, way)

@@ -44,3 +44,6 @@ def test_the_doctor_warns_of_a_public_bind() -> None:
         (public,) = machine.coordinator_bind(env)
         assert public.state == "warning"
         assert BIND in public.mend
+    (unknown,) = machine.coordinator_bind({ADDRESS: "127.0.0.1:1", BIND: "no.such.host.invalid:1"})
+    assert unknown.state == "warning"
+    assert "no.such.host.invalid has no address" in unknown.told
