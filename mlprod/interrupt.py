@@ -75,10 +75,8 @@ class CtrlC:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._times += 1
-        if self._times > 1:
-            end_now(STOPPED, SECOND)
-        if self._at_once:
-            end_now(self._code, self._told)
+        if self._times > 1 or self._at_once:
+            self._thread.join(LIMIT_S)  # which ends the process: one line, whoever hears the signal first
         raise KeyboardInterrupt
 
     def _run(self) -> None:
@@ -93,6 +91,8 @@ class CtrlC:
             times += came.count(signal.SIGINT)
             if times > 1:
                 end_now(STOPPED, SECOND)
+            if times and self._at_once:
+                end_now(self._code, self._told)
             if times == 1:
                 ends = min(ends, time.monotonic() + LIMIT_S)
 

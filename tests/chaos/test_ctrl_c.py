@@ -196,7 +196,7 @@ def test_an_interrupt_that_a_library_takes_ends_the_process_all_the_same(times: 
         process.stdout.readline()
         time.sleep(0.1)
     assert process.wait(LIMIT_S) == code
-    assert (time.monotonic() - began < 1.0) is (times == 2)
+    assert (time.monotonic() - began < 4.0) is (times == 2)
     assert time.monotonic() - began < WITHIN_S
     assert process.stderr is not None
     assert process.stderr.read() == f"mlprod: {told}\n"
