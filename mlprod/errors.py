@@ -104,6 +104,13 @@ class Preempted(MlprodError):
     exit_code = 75
 
 
+def exit_code(error: BaseException | None) -> int:
+    """Returns the exit code of a run that ends with an error, or well; after Ctrl-C as well it is to be started again."""
+    if isinstance(error, MlprodError):
+        return error.exit_code
+    return 0 if error is None else Preempted.exit_code if isinstance(error, KeyboardInterrupt) else MlprodError.exit_code
+
+
 def one_line(text: str) -> str:
     """Returns text on one line, with what a terminal would act on as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))

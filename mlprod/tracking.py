@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from mlprod.errors import TrainingError
+from mlprod.errors import TrainingError, exit_code
 from mlprod.pieces import Reader, Writer
 
 SCHEMA = 1
@@ -83,8 +83,8 @@ def read_log(workdir: Path) -> Iterator[dict[str, Any]]:
 class Trackers:
     """Several trackers as one; one that raises is dropped with a line on stderr. A context manager."""
 
-    def __init__(self, trackers: Iterable[Tracker], end: Callable[[bool], None] = lambda hurried: None) -> None:
-        """The first is the local log, whose failure is the run's; `end`: called last, with whether the run failed or stops."""
+    def __init__(self, trackers: Iterable[Tracker], end: Callable[[int], None] = lambda code: None) -> None:
+        """The first is the local log, whose failure is the run's; `end`: called last, with the exit code."""
         trackers = list(trackers)
         self._log, self._others, self._end = trackers[:1], trackers[1:], end
 
@@ -92,12 +92,12 @@ class Trackers:
         """Returns itself."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         """Closes all of them."""
         for log in self._log:
             log.close()
         self._guard(lambda tracker: tracker.close())
-        self._end(kind is not None)
+        self._end(exit_code(error))
 
     def log(self, record: Record) -> None:
         """Gives a record to every tracker."""

@@ -134,7 +134,7 @@ def _loop(
     score = score_of(plan)
     watch = Watch(cfg.bad_numbers, gradient_paths(plan.abstract), plan.order.global_batch)
     late, agreed, saved_at = Late(tracker, line, watch), Agreement(), time.monotonic()
-    step, after, saved = run.step, run.next_example, run.step if run.step in store.good else -1
+    step, after, saved = run.step, run.next_example, run.step if store.good[-1:] == [run.step] else -1
     over = early_stop.is_over(run.progress, cfg)
     left = 0 if over else plan.steps - step
 

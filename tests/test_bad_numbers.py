@@ -13,6 +13,7 @@ import pytest
 
 from mlprod import train as story
 from mlprod.bad_numbers import around, blamed, joined, within
+from mlprod.checkpoint.run_state import RunState
 from mlprod.checkpoint.saved import SavedSteps
 from mlprod.config import Config
 from mlprod.data.loader import train_batches
@@ -99,13 +100,13 @@ def test_a_skipped_update_leaves_all_as_it_was(make_config: MakeConfig, poison: 
     assert "loss" not in values
 
 
-def stopped(cfg: Config, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def stopped(cfg: Config, at: int, monkeypatch: pytest.MonkeyPatch, kind: str = "train") -> None:
     """Trains until the log tells of a step; then the process is asked to stop, and saves."""
     real = LocalLog.log
 
     def log(self: LocalLog, record: Record) -> None:
         real(self, record)
-        if (record.kind, record.step) == ("train", at):
+        if (record.kind, record.step) == (kind, at):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patched:
@@ -142,6 +143,29 @@ def test_a_rollback_is_a_run_that_was_told_to_skip(window: int, make_config: Mak
     saved = SavedSteps(Path(cfg.workdir))
     assert saved.read_run(15).skipped == (left_out,)
     assert saved.steps() == [7, 14, 15]
+
+
+def test_a_stop_right_after_a_way_back_to_the_start_saves_it(
+    make_config: MakeConfig, poison: Poison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where step 0 was saved once, and went for newer ones."""
+    keep = {"every": 3, "keep_last": 1}
+    cfg = poisoned(make_config, "run", [poison[9]], "rollback", bad_numbers={"window": 20}, checkpoint=keep)
+    stopped(cfg, 0, monkeypatch, "start")
+    saved, real = SavedSteps(Path(cfg.workdir)), story.roll_back
+    assert saved.steps() == [0]
+
+    def roll_back(*given: Any) -> tuple[TrainState, RunState]:
+        found = real(*given)
+        assert saved.steps() == []
+        os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    monkeypatch.setattr(story, "roll_back", roll_back)
+    with pytest.raises(Preempted, match="stopped after step 0 of 20, which is saved"):
+        trained(cfg)
+    assert saved.steps() == [0]
+    assert saved.read_run(0).skipped == ((0, 29 * SIZE),)
 
 
 def test_neighbouring_bad_batches_are_left_out_together(make_config: MakeConfig, poison: Poison) -> None:

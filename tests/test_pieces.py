@@ -199,7 +199,7 @@ def follow(folder: Path, mine: Mine, step: int = 0) -> Follower:
 
 def end(follower: Follower) -> None:
     """Lets it take what is left."""
-    follower.end()
+    follower.end(0)
     assert follower.wait_end(10.0)
 
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ import jax
 import pytest
 
 from mlprod.config import TrackingConfig
-from mlprod.errors import ConfigError, Preempted
+from mlprod.errors import ConfigError, MlprodError, Preempted, TrainingError
 from mlprod.trackers import open as open_module
 from mlprod.trackers.follow import Follower
 from mlprod.trackers.open import open_trackers
@@ -62,6 +63,7 @@ class Mine:
     after: int = 0
     stuck: threading.Event | None = None
     wrong: str = ""
+    code: int | None = None  # that it was closed with
 
     def open(self, run: TrackedRun) -> "Mine":
         """Opens it for a run: it is its own tracker."""
@@ -75,8 +77,9 @@ class Mine:
             raise OSError(self.wrong)
         self.got.append(record)
 
-    def close(self) -> None:
-        """Nothing to end."""
+    def close(self, code: int = 0) -> None:
+        """Keeps the code."""
+        self.code = code
 
     def steps(self, kind: str) -> list[int]:
         """The steps it got."""
@@ -139,10 +142,23 @@ def test_a_line_that_is_being_written_is_left_until_it_is_whole(tmp_path: Path) 
         time.sleep(0.8)
         assert mine.got == []
         file.write(line[20:])
-    follower.end()
+    follower.end(0)
     assert follower.wait_end(5.0)
     assert mine.steps("train") == [1]
     log.close()
+
+
+ENDS = {None: 0, Preempted("asked to"): 75, TrainingError("NaN"): 1, KeyError("a bug"): 1, KeyboardInterrupt(): 75}
+
+
+@pytest.mark.parametrize("error, code", ENDS.items(), ids=repr)
+def test_a_tracker_hears_how_the_run_ends(error: BaseException | None, code: int, tmp_path: Path) -> None:
+    """By its exit code."""
+    mine = Mine()
+    with suppress(*[type(error)] if error else []), opened(tmp_path, others=(mine,)):
+        if error:
+            raise error
+    assert mine.code == code
 
 
 def test_a_tracker_that_hangs_keeps_nobody_waiting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -378,6 +394,18 @@ def test_a_service_that_goes_away_gets_the_rest_at_the_next_start(
     with opened(tmp_path, 29, 3, wandb="online"):
         pass
     assert losses(server.history[ID]) == expected({1: (1, 12), 2: (13, 29)})
+
+
+@pytest.mark.parametrize("error, code", [(None, 0), (Preempted("asked to"), 75), (TrainingError("NaN"), 1)], ids=repr)
+def test_the_service_knows_how_the_run_ended(error: MlprodError | None, code: int, tmp_path: Path, wandb_home: Path) -> None:
+    """A run that was stopped is marked before, so that its code does not read as a failure."""
+    with suppress(MlprodError), opened(tmp_path, wandb="offline") as trackers:
+        take(trackers, 1, 3)
+        if error:
+            raise error
+    found = wandb_file.records(folders(tmp_path)[0] / f"run-{ID}.wandb")
+    assert [record.exit.exit_code for record in found if record.HasField("exit")] == [code]
+    assert any(record.HasField("preempting") for record in found) is (code == 75)
 
 
 def test_an_artifact_is_a_step_that_was_read_back(tmp_path: Path, wandb_home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,10 @@ class Service(Tracker, Protocol):
 
     after: int  # it has the records up to this step from earlier attempts, and gets those behind it; 0: it gets all
 
+    def close(self, code: int = 0) -> None:
+        """Ends; `code`: the run's exit code, 0 done, 75 stopped and to go on, others failed."""
+        ...
+
 
 class Follower:
     """One tracker and its thread."""
@@ -44,7 +48,7 @@ class Follower:
         self.name = name
         self._open, self._path, self._step, self._good = opened, log, step, good
         self._begin, self._last = Place(first_piece(log), 0), end_of(log)
-        self._open_ended, self._asked = threading.Event(), threading.Event()
+        self._open_ended, self._asked, self._code = threading.Event(), threading.Event(), 0
         self._thread = threading.Thread(target=self._run, name=f"mlprod-{name}", daemon=True)
         self._thread.start()
 
@@ -52,8 +56,9 @@ class Follower:
         """Whether the tracker was opened, or failed to, within a time."""
         return self._open_ended.wait(limit_s)
 
-    def end(self) -> None:
-        """Asks it to take what is left, and to close."""
+    def end(self, code: int) -> None:
+        """Asks it to take what is left, and to close; `code`: the run's exit code."""
+        self._code = code
         self._asked.set()
 
     def wait_end(self, limit_s: float) -> bool:
@@ -66,7 +71,7 @@ class Follower:
             tracker = self._open()
             self._open_ended.set()
             self._follow(tracker)
-            tracker.close()
+            tracker.close(self._code)
         except Exception as error:  # a tracker may be anyone's code
             told = f"{type(error).__name__}: {error}"
             print(f"mlprod: {self.name} is switched off: {told}; {self._path} has every line", file=sys.stderr, flush=True)

@@ -86,13 +86,13 @@ def _services(cfg: TrackingConfig, run: TrackedRun) -> Iterator[tuple[str, Calla
         yield type(other).__name__, functools.partial(other.open, run)
 
 
-def _end(followers: Sequence[Follower], finish_s: float, switched: float, leave_by: LeaveBy, hurried: bool) -> None:
-    """Gives the trackers their time to take what is left."""
+def _end(followers: Sequence[Follower], finish_s: float, switched: float, leave_by: LeaveBy, code: int) -> None:
+    """Gives the trackers their time to take what is left; `code`: the run's exit code."""
     sys.setswitchinterval(switched)
-    limit_s = min(finish_s, HURRY_S) if hurried else finish_s
+    limit_s = min(finish_s, HURRY_S) if code else finish_s
     began = time.monotonic()
     for follower in followers:
-        follower.end()
+        follower.end(code)
     for follower in followers:
         if not _waited(follower.wait_end, began, began + limit_s, lambda began: leave_by(began, HURRY_S)):
             told = f"did not take everything within {min(limit_s, time.monotonic() - began):.2g} s"

@@ -56,7 +56,7 @@ class TensorBoard:
             self._file.flush()
             self._flushed = time.monotonic()
 
-    def close(self) -> None:
+    def close(self, code: int = 0) -> None:
         """Writes what is left."""
         self._file.flush()
         self._file.close()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mlprod.config import TrackingConfig
+from mlprod.errors import Preempted
 from mlprod.trackers.run import TrackedRun
 from mlprod.tracking import Record
 
@@ -80,10 +81,16 @@ class Wandb:
         else:
             self._run.log_artifact(artifact, aliases=["latest", f"step-{step}"])
 
-    def close(self) -> None:
-        """Finishes the run there; raises TimeoutError where the service did not take everything in time."""
+    def close(self, code: int = 0) -> None:
+        """Finishes the run there, as finished, preempted or failed.
+
+        Raises:
+            TimeoutError: the service did not take everything in time.
+        """
+        if code == Preempted.exit_code:
+            self._run.mark_preempting()
         try:
-            self._run.finish()
+            self._run.finish(exit_code=code)
         except TimeoutError as error:
             raise TimeoutError(
                 "not everything was taken in time; the same command, started again, sends what is missing"
