@@ -81,7 +81,7 @@ def broken_reader(argv: Sequence[str], output: str, good_reads: int, fault: str,
 
 
 def waited_for_core_s() -> float:
-    """Returns how long this thread was ready to run and had no core, in seconds since it began; 0 where the system does not tell."""
+    """Returns the seconds that this thread was ready to run and had no core; 0 where the system does not tell."""
     try:
         return int(Path("/proc/thread-self/schedstat").read_bytes().split()[1]) / 1e9
     except FileNotFoundError:
