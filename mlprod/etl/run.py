@@ -31,7 +31,7 @@ from mlprod.etl.pool import check_reach, crew_of, sendable
 from mlprod.etl.publish import Build, publish
 from mlprod.etl.stored import settle_all
 from mlprod.etl.tasks import Tasks
-from mlprod.etl.whole import removed
+from mlprod.etl.whole import is_left, removed
 from mlprod.etl.work import check_folders, check_room, held, sweep, told_of_failures, work_folder
 from mlprod.hashing import HASH_VERSION
 from mlprod.manifest import SPLITS, Manifest
@@ -98,7 +98,7 @@ def build(cfg: Config) -> tuple[Manifest, bool]:
         others = gather.identities(etl)
         base, newest, identity = build_key(etl, identity, others), _newest(cfg), gather.sized(etl, identity, others)
         built = _built(etl, newest, base)
-        if built is not None and not work_folder(dataset, built.build_key).exists():
+        if built is not None and not is_left(work_folder(dataset, built.build_key)):
             return built, False
         with held(dataset):
             newest = _newest(cfg)  # another process may have built it while this one waited

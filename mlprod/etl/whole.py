@@ -61,10 +61,19 @@ def keep_first(path: Path, text: str) -> str:
 
 def removed(folder: Path) -> None:
     """Removes a folder with all that is in it, as far as this user may. Whoever writes there meanwhile finds no folder."""
-    doomed = folder.with_name(f".{folder.name}.{uuid4().hex}.tmp")
     with suppress(OSError):
-        os.rename(folder, doomed)
+        os.rename(folder, folder.with_name(f".{folder.name}.{uuid4().hex}.tmp"))
+    for doomed in _doomed(folder):
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+def is_left(folder: Path) -> bool:
+    """Whether something of a folder is there, if only what a kill left of its removal."""
+    return folder.exists() or bool(_doomed(folder))
+
+
+def _doomed(folder: Path) -> list[Path]:
+    return list(folder.parent.glob(f".{folder.name}.*.tmp"))
 
 
 def remove_halves(folder: Path) -> None:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import random
+import shutil
 import sqlite3
 import stat
 from collections import Counter
@@ -291,6 +292,19 @@ def test_a_build_goes_on_where_it_was_killed(name, after, make_config, published
     assert [p.name for p in (tmp_path / "d" / "work").iterdir()] == ["lock"]
     named = {tmp_path / "d" / shard.path for shards in again.splits.values() for shard in shards}
     assert named == set((tmp_path / "d" / "files").rglob("*.parquet"))
+
+
+def test_work_whose_removal_was_killed_goes_with_the_next_start(tmp_path, monkeypatch):
+    """The version is there, and nothing is to be done, but rows must not stay; what other builds have done does."""
+    cfg = small_config(tmp_path, numbered(50))
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        published, _ = build(cfg)
+    work = Path(cfg.dataset) / "work"
+    assert len(list(work.glob(".*.tmp/*"))) > 0
+    (work / "other").mkdir()
+    assert build(cfg) == (published, False)
+    assert sorted(path.name for path in work.iterdir()) == ["lock", "other"]
 
 
 @pytest.mark.parametrize("workers, chunk_rows", [(1, 7), (4, 100), (2, 10_000)])
