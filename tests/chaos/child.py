@@ -4,8 +4,10 @@ import itertools
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -80,18 +82,19 @@ def broken_reader(argv: Sequence[str], output: str, good_reads: int, fault: str,
     command(argv, output)
 
 
-def waited_for_core_s() -> float:
-    """Returns the seconds that this thread was ready to run and had no core; 0 where the system does not tell."""
-    try:
-        return int(Path("/proc/thread-self/schedstat").read_bytes().split()[1]) / 1e9
-    except FileNotFoundError:
-        return 0.0
+def waited_for_core_s() -> dict[int, float]:
+    """Returns {thread: seconds that it was ready to run and had no core} of Python's threads; 0 where no system tells."""
+    found = {0: 0.0}
+    for thread in (thread.native_id or 0 for thread in threading.enumerate()):
+        with suppress(OSError):  # it has just ended
+            found[thread] = int(Path(f"/proc/self/task/{thread}/schedstat").read_bytes().split()[1]) / 1e9
+    return found
 
 
 def timed_tracking(argv: Sequence[str], output: str, variables: Mapping[str, str], pause_s: float) -> None:
     """Runs a command line with environment variables; how long each record kept the loop is written to `OUTPUT.took`, in s.
 
-    What the machine, busy with others, let the loop wait for a core is taken off: no tracker can do anything about that.
+    What the machine, busy with others, let the loop wait for a core, or a thread that may have had Python's lock, is taken off.
     `pause_s`: after each record, for a run that is to last.
     """
     os.environ |= variables
@@ -108,7 +111,8 @@ def timed_tracking(argv: Sequence[str], output: str, variables: Mapping[str, str
     def timed_log(self: Trackers, record: Record) -> None:
         waited, began = waited_for_core_s(), time.perf_counter()
         real_log(self, record)
-        took["log"].append(time.perf_counter() - began - (waited_for_core_s() - waited))
+        took_s = time.perf_counter() - began
+        took["log"].append(took_s - max(s - waited.get(thread, s) for thread, s in waited_for_core_s().items()))
         time.sleep(pause_s)
 
     def timed_exit(self: Trackers, *error: Any) -> None:

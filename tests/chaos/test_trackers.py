@@ -16,7 +16,7 @@ from tests.chaos.harness import LIMIT_S, ONE_DEVICE, Run
 from tests.conftest import MakeConfig
 from tests.wandb_server import HTTP, MODES, Server, running
 
-BOUND_S = 3.0  # of start and of finish
+BOUND_S = 1.5  # of start and of finish; twice that for a server that is to answer at first
 SPARE_S = 1.0  # for the machine, which others use too
 BLOCKED_S = 0.005
 STEPS = 60
@@ -37,12 +37,12 @@ def variables(url: str, home: Path) -> dict[str, str]:
     return {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": url, "HOME": str(home)}
 
 
-def tracked_run(make_config: MakeConfig, name: str, **changed: Any) -> Run:
-    """A run that W&B is to have."""
+def tracked_run(make_config: MakeConfig, name: str, bound_s: float = 2 * BOUND_S, **changed: Any) -> Run:
+    """A run that W&B is to have; `bound_s`: of start and of finish."""
     given = (
         "--config.tracking.wandb=online",
-        f"--config.tracking.start_s={BOUND_S}",
-        f"--config.tracking.finish_s={BOUND_S}",
+        f"--config.tracking.start_s={bound_s}",
+        f"--config.tracking.finish_s={bound_s}",
         "--config.checkpoint.every=0",
     )
     return Run(make_config(name, **changed), ONE_DEVICE, given=given)
@@ -64,34 +64,26 @@ def row(mode: str, took: dict[str, list[float]], code: int, lines: int) -> str:
 
 @pytest.mark.parametrize("mode", ["down", "refusing", "silent", "slow", "then silent"])
 def test_a_server_that_misbehaves_is_no_matter(mode: str, make_config: MakeConfig, tmp_path: Path) -> None:
-    """No record keeps the loop 5 ms, start and finish are bounded, the log has every step, the exit code is the run's own.
-
-    The machine may be busy with others: what a tracker does wrong it does each time, so one of three runs is enough.
-    """
-    for attempt in range(3):
-        run = tracked_run(make_config, f"run{attempt}")
-        with server_in(mode) as (url, server):
-            process = run.start_timed(variables(url, tmp_path), pause_s=0.01)
-            if server is not None and mode.startswith("then "):
-                while run.last_step() < STEPS // 3 and process.exitcode is None:
-                    time.sleep(0.01)
-                server.mode = mode.removeprefix("then ")
-            process.join(LIMIT_S)
-        assert time.time() - Path(f"{run.cfg.workdir}.out.took").stat().st_mtime < SPARE_S, "the process ended right after"
-        lines = list(read_log(run.workdir))
-        took = took_of(run)
-        print(row(mode, took, process.exitcode, len(lines)))
-        assert process.exitcode == 0, run.output()
-        assert (
-            "cannot be reached" if server is None or server.mode == mode else "not everything was taken in time"
-        ) in run.output()
-        assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, STEPS + 1))
-        assert took["start"][0] < BOUND_S + SPARE_S
-        assert took["finish"][0] < BOUND_S + SPARE_S
-        if max(took["log"]) < BLOCKED_S:
-            break
-    else:
-        pytest.fail(f"a record kept the loop {max(took['log'])} s")
+    """No record keeps the loop 5 ms, start and finish are bounded, the log has every step, the exit code is the run's own."""
+    late = mode.startswith("then ")
+    bound_s = 2 * BOUND_S if late else BOUND_S
+    run = tracked_run(make_config, "run", bound_s)
+    with server_in(mode) as (url, server):
+        process = run.start_timed(variables(url, tmp_path), pause_s=0.01)
+        if late and server is not None:
+            while run.last_step() < STEPS // 3 and process.exitcode is None:
+                time.sleep(0.01)
+            server.mode = mode.removeprefix("then ")
+        process.join(LIMIT_S)
+    assert time.time() - Path(f"{run.cfg.workdir}.out.took").stat().st_mtime < SPARE_S, "the process ended right after"
+    lines, took = list(read_log(run.workdir)), took_of(run)
+    print(row(mode, took, process.exitcode, len(lines)))
+    assert process.exitcode == 0, run.output()
+    assert ("not everything was taken in time" if late else "cannot be reached") in run.output()
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, STEPS + 1))
+    assert took["start"][0] < bound_s + SPARE_S
+    assert took["finish"][0] < bound_s + SPARE_S
+    assert max(took["log"]) < BLOCKED_S
 
 
 @pytest.mark.chaos
@@ -122,4 +114,4 @@ def test_ten_minutes_of_a_server_that_changes_its_mind(make_config: MakeConfig, 
     assert [r["_step"] for r in rows] == list(range(1, steps + 1))
     losses = {line["step"]: line["values"]["loss"][0] for line in lines if line["kind"] == "train"}
     assert {r["_step"]: r["train/loss"] for r in rows} == losses
-    assert over <= len(took["log"]) // 1000
+    assert over == 0
