@@ -13,24 +13,17 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pytest
 
 from mlprod import cli, documents, features, manifest
-from mlprod.checkpoint.run_state import Damaged, RunState, encode, parse
-from mlprod.checkpoint.saved import SavedSteps
 from mlprod.config import SqlSource
 from mlprod.errors import DataError
 from mlprod.etl import files, sql
-from mlprod.manifest import sha256_text
-from mlprod.report import past, run
 from mlprod.store import Store, open_store
-from tests import past_runs, rows
+from tests import rows
 from tests.refused import argv
 from tests.test_layers import TREES
 
@@ -294,23 +287,6 @@ def test_no_error_acts_on_the_terminal(name: str, tmp_path: Path, monkeypatch: p
         assert not capsys.readouterr().err[:-1].isprintable()
 
 
-@pytest.mark.parametrize("name", ["log.jsonl", "attempts.jsonl"])
-@pytest.mark.parametrize("line", [DEEP, "[]", "1", '{"kind": 1}', '{"kind": "start", "time": "x", "step": {}, "run": 1}', "null"])
-def test_a_hostile_log(name: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    """The page of a run is refused, not half made."""
-    cfg = past_runs.config(tmp_path / "run", steps=2)
-    with past_runs.attempt(cfg, 0) as trackers:
-        past_runs.steps(trackers, [1, 2])
-    with (tmp_path / "run" / name).open("a") as file:
-        file.write(line + "\n")
-    monkeypatch.chdir(tmp_path)
-    capsys.readouterr()
-    assert cli.run(argv("report", "--config.workdir=run")) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert not (tmp_path / "run" / "report.html").exists()
-
-
 # ---- SQL ---------------------------------------------------------------------------------------------------------------
 
 INJECTIONS = (
@@ -436,112 +412,3 @@ def test_csv_is_written_in_one_place() -> None:
     writers = ("to_csv", "csv.writer", "csv.DictWriter", "write_csv", "to_excel", "CSVWriter")
     assert {module for module, tree in TREES.items() for node in ast.walk(tree)
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(writers)} == {"mlprod.scores"}  # fmt: skip
-
-
-# ---- a run's JSON ------------------------------------------------------------------------------------------------------
-
-GOOD = RunState(
-    run_id="r", attempt=1, step=5, next_example=320, dataset_id="d", order={}, config={}, environment={}, tracker_id=""
-)
-STATES = {
-    **{f"number: {name} {n}": (f'"{name}":{value}', f'"{name}":{n}')
-       for name, value in (("step", 5), ("attempt", 1), ("next_example", 320)) for n in (*NUMBERS, "-1", "5.5", '"5"', "1e400")},
-    "twice": ('"run_id"', '"step":5,"run_id"'), "deep": ('"order":{}', '"order":' + DEEP),
-    "deep and closed": ('"order":{}', '"order":' + "[" * 900 + "]" * 900),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("old, new", STATES.values(), ids=list(STATES))
-def test_a_hostile_run_json(old: str, new: str) -> None:
-    """Its checksum is right: who wrote it knew how."""
-    text = encode(GOOD)["text"]
-    assert parse(json.dumps({"text": text, "sha256": sha256_text(text)}).encode(), 5) == GOOD
-    bad = text.replace(old, new)
-    assert bad != text
-    with pytest.raises(Damaged):
-        parse(json.dumps({"text": bad, "sha256": sha256_text(bad)}).encode(), 5)
-
-
-def test_a_run_json_without_end(tmp_path: Path) -> None:
-    """A link to a device, and a file of holes: neither is read to its end."""
-    for step, put in ((1, lambda file: file.symlink_to("/dev/zero")), (2, lambda file: truncated(file))):
-        file = tmp_path / "checkpoints" / f"{step:08d}" / "run" / "metadata"
-        file.parent.mkdir(parents=True)
-        put(file)
-    assert {type(found) for found in SavedSteps(tmp_path).runs().values()} == {Damaged}
-
-
-def truncated(file: Path) -> None:
-    """Makes a file of 1 TB that takes no room."""
-    file.touch()
-    os.truncate(file, 1 << 40)
-
-
-# ---- a run none of whose steps is good ---------------------------------------------------------------------------------
-
-METADATA: dict[str, Callable[[Path], object]] = {
-    "text": lambda file: file.write_text("{}"), "noise": lambda file: file.write_bytes(bytes(range(256))),
-    "deep": lambda file: file.write_text(DEEP), "a device": lambda file: file.symlink_to("/dev/zero"),
-    "a pipe": lambda file: os.mkfifo(file), "a folder": lambda file: file.mkdir(), "1 TB": lambda file: truncated(file),
-    "of a newer program": lambda file: file.write_text(_signed(encode(GOOD)["text"].replace('"format":', '"format":9'))),
-    "an array without end": lambda file: file.write_text(_signed(encode(replace(GOOD, leaves=ENDLESS_LEAF))["text"])),
-    "an array elsewhere": lambda file: file.write_text(_signed(encode(replace(GOOD, leaves={"../../x": LEAF}))["text"])),
-}  # fmt: skip
-LEAF = {"shape": [1], "dtype": "float32", "digest": "0" * 32}
-ENDLESS_LEAF = {"params/w": {**LEAF, "shape": [1 << 40, 1 << 20]}}
-
-
-def _signed(text: str) -> str:
-    return json.dumps({"text": text, "sha256": sha256_text(text)})
-
-
-@pytest.mark.parametrize("verb", ["train", "evaluate"])
-@pytest.mark.parametrize("put", METADATA.values(), ids=list(METADATA))
-def test_a_hostile_run_is_refused(
-    put: Callable[[Path], object], verb: str, dataset: Path, csv: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    """By exit code 2, which no launcher takes for a reason to start again, and at once."""
-    file = tmp_path / "run" / "checkpoints" / "00000005" / "run" / "metadata"
-    file.parent.mkdir(parents=True)
-    put(file)
-    words = (f"--config.dataset={dataset}", f"--config.etl.source.path={csv}", f"--config.workdir={tmp_path / 'run'}")
-    began = time.monotonic()
-    assert cli.run(argv(verb, *words)) == 2, capsys.readouterr().err[-1500:]
-    assert time.monotonic() - began < 4 * SECONDS
-    told = capsys.readouterr().err
-    assert "Traceback" not in told
-    words = ("00000005 is damaged", "newer than", "does not fit config.model", "holds a run on dataset_id")
-    assert any(word in told for word in words), told
-
-
-# ---- names in pages ----------------------------------------------------------------------------------------------------
-
-MARKUP = (
-    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", '"><svg onload=alert(1)>', "</title><script>x</script>",
-    "<iframe src=//x>", "<a href='javascript:x'>y</a>", "<style>*{display:none}</style>", "<!-- hidden", "<b>\x1b[2J",
-)  # fmt: skip
-
-
-def test_names_are_no_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a run, classes, metrics, a split; without the engine's escapes they are."""
-    cfg = past_runs.config(tmp_path / "run", name=" ".join(MARKUP), steps=2)
-    with past_runs.attempt(cfg, 0) as trackers:
-        past_runs.steps(trackers, [1, 2])
-    figures = {**past_runs.FIGURES["classes"], "classes": [*MARKUP[:1], "b"]}
-    past_runs.evaluation(cfg, task="classes", split="<i>eval", metrics=dict.fromkeys(MARKUP, 0.5), figures=figures)
-
-    def page() -> str:
-        found = past.read(tmp_path / "run")
-        return run.rendered("page.html", run.view(found, cfg, tmp_path / "report.html"))
-
-    safe = page()
-    assert not any(name in safe for name in (*MARKUP, "<i>"))
-    assert "\x1b" not in safe
-    monkeypatch.setattr(jinja2, "Environment", partial(unescaped, jinja2.Environment))
-    harmful = page()
-    assert all(name.replace("\x1b", "\\x1b") in harmful for name in (*MARKUP, "<i>"))
-
-
-def unescaped(engine: Any, **options: Any) -> Any:
-    """The engine without its guard."""
-    return engine(**{**options, "autoescape": False})
