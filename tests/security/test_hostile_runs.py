@@ -100,7 +100,7 @@ START = '{"kind": "start", "step": 2, "time": 1e9, "run": "r"}'
 LINES = {  # added to the log, and to the notes
     "deep": DEEP, "deep objects": '{"a":' * 100_000,
     **{f"deep, closed: {name}": EVAL.replace('"r"', text) for name, text in CLOSED.items()},
-    **{f"twice: {name}": EVAL.replace("{", '{"%s": %s, ' % (name, value), 1)
+    **{f"twice: {name}": EVAL.replace("{", f'{{"{name}": {value}, ', 1)
        for name, value in (("step", "1"), ("kind", '"start"'), ("time", "1"), ("run", '"x"'), ("values", "{}"))},
     "twice: in values": EVAL.replace('"auc"', '"auc": [1, 1], "auc"'),
     "twice: in a start": START.replace("{", '{"step": 1, ', 1), "twice: nothing": EVAL.replace("{", '{"": 1, "": 2, ', 1),
@@ -267,7 +267,7 @@ def test_nothing_is_written_through_a_link(name: str, target: str, mine: Path, m
         WRITERS[name](mine)
     assert victim.read_bytes() == body
     for module in (pieces, runtime, work):
-        monkeypatch.setattr(module, "open_own", lambda path, mode: open(path, mode))
+        monkeypatch.setattr(module, "open_own", open)
     monkeypatch.setattr(Path, "is_symlink", lambda path: False)
     monkeypatch.setattr(charts, "curves", lambda *args, **kwargs: Markup(""))
     WRITERS[name](mine)
@@ -291,7 +291,7 @@ def test_what_is_no_file_is_not_written(change: Change, name: str, mine: Path) -
 FOUND = '{"step": 12, "split": "test", "metrics": {"auc": 0.5}}'
 EVALUATIONS = {
     "deep": FOUND.replace("0.5", DEEP), **{f"deep, closed: {n}": FOUND.replace("0.5", text) for n, text in CLOSED.items()},
-    **{f"twice: {n}": FOUND.replace("{", '{"%s": 1, ' % n, 1) for n in ("step", "split", "metrics")},
+    **{f"twice: {n}": FOUND.replace("{", f'{{"{n}": 1, ', 1) for n in ("step", "split", "metrics")},
     **{f"number: {n}": FOUND.replace("12", n) for n in NUMBERS},
 }  # fmt: skip
 
