@@ -37,7 +37,7 @@ def holder_of(lock: Path) -> str:
         OSError: it is there and this user may not read it.
     """
     try:
-        with open(lock) as file:
+        with open(lock, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:  # a pipe is not waited for
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -154,7 +154,7 @@ def test_a_value_is_no_sql(value: str, url: str, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("url", ["duckdb"], indirect=True)
-@pytest.mark.parametrize("value", [*VALUES, "z'; COPY s TO 'taken.csv'; SELECT 'x"])
+@pytest.mark.parametrize("value", [*VALUES[::3], "z'; COPY s TO 'taken.csv'; SELECT 'x"])
 def test_a_value_in_a_text_that_is_sent(value: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To DuckDB, which would do several statements of one text."""
     monkeypatch.chdir(tmp_path)
