@@ -10,7 +10,7 @@ import math
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 LONGEST = 256 << 20  # bytes of a document: a manifest of three million row groups
 DEPTH = 64  # ours have about ten levels
@@ -66,6 +66,21 @@ def check_depth(tree: Any) -> None:
         level = [child for node in level for child in (node.values() if isinstance(node, dict) else node)]
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a file to be read.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is no regular file: a pipe would be waited for, a device has no end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    # What was opened is looked at, not the name, which may be another file's by now.
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{path} is no regular file")
+    return open(descriptor, "rb")
+
+
 def read(path: Path) -> bytes:
     """Returns a small file's bytes.
 
@@ -73,18 +88,19 @@ def read(path: Path) -> bytes:
         OSError: it cannot be read.
         ValueError: it is no regular file, too long, or changed meanwhile.
     """
-    # What was opened is looked at, not the name, which may be another file's by now. A pipe would else be waited for.
-    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+    with open_regular(path) as file:
         there = os.fstat(file.fileno())
-        if not stat.S_ISREG(there.st_mode):
-            raise ValueError(f"{path} is no regular file")
         if there.st_size > LONGEST:
             raise ValueError(f"{path} has {there.st_size:,} bytes, more than {LONGEST:,}")
         body = file.read(there.st_size + 1)
-        since = os.fstat(file.fileno())
+        _check_same(path, body, there, os.fstat(file.fileno()))
+    return body
+
+
+def _check_same(path: Path, body: bytes, there: os.stat_result, since: os.stat_result) -> None:
+    """Raises ValueError where what was read is not what was looked at."""
     if (len(body), since.st_mtime_ns) != (there.st_size, there.st_mtime_ns):
         raise ValueError(f"{path} changed while it was read")
-    return body
 
 
 def is_count(value: Any) -> bool:

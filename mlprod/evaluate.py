@@ -29,6 +29,7 @@ from mlprod.config import Config
 from mlprod.data.loader import eval_batches
 from mlprod.errors import ConfigError, DataError, WorkdirError
 from mlprod.features import Target
+from mlprod.manifest import write_atomically
 from mlprod.metrics import Metric, metrics_of
 from mlprod.parallel.place import fetch, placed_ahead
 from mlprod.plan import Plan, make_plan, score_of
@@ -233,6 +234,5 @@ def main(cfg: Config, options: argparse.Namespace) -> None:
     show_figures(figures)
     segments.show(by)
     path = Path(cfg.workdir) / "evaluations" / f"{options.split}-{run.step:08d}.json"
-    path.parent.mkdir(exist_ok=True)
     told = {"step": run.step, "split": options.split, "dataset_id": plan.manifest.dataset_id, "task": plan.features.target.task}
-    path.write_text(json.dumps({**told, "metrics": metrics, "by": by, "figures": figures}, indent=1))
+    write_atomically(path, json.dumps({**told, "metrics": metrics, "by": by, "figures": figures}, indent=1))

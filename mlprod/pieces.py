@@ -10,7 +10,6 @@ a piece under way, or with one piece too many, which the next start sets right.
 Price: a rename a piece. To free a piece's space takes a file system milliseconds, and is done by a thread.
 """
 
-import json
 import os
 import re
 import threading
@@ -19,7 +18,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from mlprod import documents
+from mlprod.locks import open_own
+
 NUM_PIECES = 16  # that the limit is divided into
+LONGEST_LINE = 16 << 20  # bytes of a line, which is in memory as a whole: ours have kilobytes
 
 
 class Place(NamedTuple):
@@ -30,8 +33,12 @@ class Place(NamedTuple):
 
 
 def open_to_add(path: Path) -> BinaryIO:
-    """Opens a file of JSON lines to add to it; a last line that a kill cut short is removed first."""
-    file = path.open("ab+")
+    """Opens a file of JSON lines to add to it; a last line that a kill cut short is removed first.
+
+    Raises:
+        WorkdirError: it is a link, or no file.
+    """
+    file: BinaryIO = open_own(path, "ab+")
     size = file.seek(0, os.SEEK_END)
     back = min(size, 1 << 20)
     file.seek(size - back)
@@ -43,10 +50,21 @@ def open_to_add(path: Path) -> BinaryIO:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the lines of a file as JSON objects; a torn last line is left out, and a file that is not there has none."""
-    if path.is_file():
-        with path.open("rb") as file:
-            yield from (json.loads(line) for line in file if line.endswith(b"\n"))
+    """Yields the lines of a file as JSON objects; a torn last line is left out, and a file that is not there has none.
+
+    Raises:
+        ValueError: it is no regular file, or a line is too long, or no JSON within our limits.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError), documents.open_regular(path) as file:
+        yield from (documents.parse(line, finite=False) for line in whole_lines(file))
+
+
+def whole_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yields the lines of a file up to one without an end, which may still be written; raises ValueError at one too long."""
+    while (line := file.readline(LONGEST_LINE)).endswith(b"\n"):
+        yield line
+    if len(line) == LONGEST_LINE:
+        raise ValueError(f"a line of more than {LONGEST_LINE:,} bytes")
 
 
 def full_pieces(path: Path) -> list[int]:
@@ -162,14 +180,14 @@ class Reader:
             self._number, self._offset = self._number + 1, 0
 
     def _whole_lines(self, file: BinaryIO) -> Iterator[tuple[Place, bytes]]:
-        while (line := file.readline()).endswith(b"\n"):
+        for line in whole_lines(file):
             place, self._offset = Place(self._number, self._offset), self._offset + len(line)
             yield place, line
         file.seek(self._offset)
 
     def _skip_what_is_gone(self) -> None:
         there = full_pieces(self._path)
-        following = min((number for number in there if number >= self._number), default=max(there, default=0) + 1)
+        following = min((number for number in there if number > self._number), default=max(there, default=0) + 1)
         self._gone(following - self._number)
         self._number, self._offset = following, 0
 
@@ -183,10 +201,10 @@ def _opened(path: Path, number: int) -> BinaryIO | None:
     """Returns the piece of a number, full or under way, opened; None: it is gone, or not begun."""
     while True:
         with suppress(FileNotFoundError):
-            return piece_path(path, number).open("rb")
+            return documents.open_regular(piece_path(path, number))
         file = None
         with suppress(FileNotFoundError):
-            file = path.open("rb")
+            file = documents.open_regular(path)
         if max(full_pieces(path), default=0) < number:  # none was renamed since: this is the one
             return file
         if file is not None:

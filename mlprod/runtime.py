@@ -32,6 +32,7 @@ from mlprod.compare import as_json
 from mlprod.config import AUTO, Config, RuntimeConfig
 from mlprod.cores import num_cores
 from mlprod.errors import ConfigError, WorkdirError
+from mlprod.locks import open_own
 from mlprod.own_code import code_sha256, file_sha256
 from mlprod.processes.peers import Peers
 from mlprod.processes.rank import find_rank
@@ -177,7 +178,7 @@ def hold(workdir: Path) -> Iterator[None]:
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lease = open(workdir / "lease", "a+")  # noqa: SIM115 (held for the block)
+        lease = open_own(workdir / "lease", "a+")
     except OSError as error:
         raise WorkdirError(f"config.workdir={str(workdir)!r} cannot be written: {error.strerror}; give another folder") from error
     with lease:

@@ -206,7 +206,7 @@ class Store:
         inside = not path.startswith("/") and ".." not in path.split("/") and "\0" not in path
         if inside and self._local:
             root, real = os.path.realpath(self._root), os.path.realpath(where)
-            inside = real == root or real.startswith(f"{root.rstrip('/')}/")
+            inside = (real == root or real.startswith(f"{root.rstrip('/')}/")) and not os.path.islink(real)  # a link to itself
         if not inside:
             raise DataError(f"{self.location}: {path!r} leads out of the folder, by name or link; put the file itself there")
         return where

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from mlprod import documents
 from mlprod.errors import TrainingError, exit_code
 from mlprod.pieces import Reader, Writer
 
@@ -75,9 +76,13 @@ class LocalLog:
 
 
 def read_log(workdir: Path) -> Iterator[dict[str, Any]]:
-    """Yields the lines of a run's log as JSON objects, the oldest that is there first; a torn last line is left out."""
+    """Yields the lines of a run's log as JSON objects, the oldest that is there first; a torn last line is left out.
+
+    Raises:
+        ValueError: a piece is no regular file, or a line is too long, or no JSON within our limits.
+    """
     with Reader(workdir / FILE) as pieces:
-        yield from (json.loads(line) for _, line in pieces.lines())
+        yield from (documents.parse(line, finite=False) for _, line in pieces.lines())
 
 
 class Trackers:

@@ -5,10 +5,11 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
-from mlprod import pieces
+from mlprod import documents, pieces
 from mlprod.pieces import Place, Reader, Writer, end_of, first_piece, full_pieces, piece_path
 from mlprod.report import past
 from mlprod.trackers.follow import Follower
@@ -161,16 +162,16 @@ def test_a_file_that_a_reader_has_not_opened_may_be_renamed(tmp_path: Path, monk
     """Between its look for the full piece and its opening of the one under way: it finds the right one all the same."""
     log = LocalLog(tmp_path, ID, 1, LIMIT)
     log.log(record(1))
-    real, renamed = Path.open, list[Path]()
+    real, renamed = documents.open_regular, list[Path]()
 
-    def opens(path: Path, *given: str) -> object:
-        if path.name == FILE and given == ("rb",) and not renamed:
+    def opens(path: Path) -> BinaryIO:
+        if path.name == FILE and not renamed:
             renamed.append(path)
             for step in range(2, 15):  # now the file of this name is another
                 log.log(record(step))
-        return real(path, *given)
+        return real(path)
 
-    monkeypatch.setattr(Path, "open", opens)
+    monkeypatch.setattr(documents, "open_regular", opens)
     with Reader(tmp_path / FILE) as reader:
         found = [json.loads(line)["step"] for _ in range(2) for _, line in reader.lines()]
     assert renamed

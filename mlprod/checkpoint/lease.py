@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from mlprod import documents
 from mlprod.errors import CheckpointError, WorkdirError
 from mlprod.store import Store
 
@@ -117,7 +118,7 @@ class Lease:
     def _read(self) -> dict[str, Any]:
         """Returns what the lease says; {} where there is none, or none that can be read."""
         try:
-            found = json.loads(self._store.read(NAME))
+            found = documents.parse(self._store.read(NAME))
         except (FileNotFoundError, ValueError):
             return {}
         known = isinstance(found, dict) and all(isinstance(found.get(key), str) for key in self._who)

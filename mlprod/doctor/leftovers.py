@@ -3,13 +3,13 @@
 Promise: nothing is removed. What a living process holds is never called a leftover.
 """
 
-import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
+from mlprod import documents
 from mlprod.config import Config, kept_programs
 from mlprod.doctor.finding import Finding, amount, first
 from mlprod.locks import holder_of
@@ -64,7 +64,7 @@ def build(dataset: Path) -> Iterator[Finding]:
 def copies(folder: Path) -> Iterator[Finding]:
     """Yields whether the lease on copies of checkpoints, in a folder of this machine, is that of a process that is gone."""
     try:
-        told = json.loads((folder / "lease").read_text(encoding="utf-8"))["holder"]
+        told = documents.parse(documents.read(folder / "lease"))["holder"]
         pid, host = told.removeprefix("process ").split(" on ")
         gone = host == socket.gethostname() and not psutil.pid_exists(int(pid))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -8,7 +8,8 @@ Price: the library is imported when a config names a file; bytes cost nothing bu
 import hashlib
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache, singledispatch
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,12 +21,15 @@ from mlprod import documents, manifest
 from mlprod.config import AnyLabel, Bytes, NextToken, TokenizerFile
 from mlprod.errors import ConfigError, DataError, MachineError, nearest
 from mlprod.etl.schema import hashable
+from mlprod.features import MOST_IDS
 from mlprod.hashing import ByteValues
 from mlprod.manifest import Manifest
 from mlprod.store import Store
 
 FIELD = "config.etl.label.tokenizer"
 BYTES_END = 256  # behind the bytes
+LONGEST_TOKEN = 1 << 10  # letters: those of known tokenizers have up to 256
+MOST_GROWTH = 64  # times as many letters as a text has, by what a file writes in place of one
 
 
 class Tokenizer(Protocol):
@@ -76,6 +80,9 @@ class FileTokenizer:
             told = nearest(end, [str(token.content) for token in self._tokenizer.get_added_tokens_decoder().values()])
             raise ConfigError(f"{FIELD}.end={end!r} is no token of {where}{told if special else '; it has no special tokens'}")
         self.num_ids, self.end = max(known.values()) + 1, int(known[end])
+        if self.num_ids > MOST_IDS or max(map(len, known)) > LONGEST_TOKEN:
+            told = f"has ids up to {self.num_ids:,} or tokens of more than {LONGEST_TOKEN:,} letters"
+            raise ConfigError(f"{FIELD}.path={where!r} {told}; is it a tokenizer.json that `tokenizers` saved?")
 
     def encode(self, texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         """Returns (uint32[N] ids, int64[B] how many each text has).
@@ -84,7 +91,8 @@ class FileTokenizer:
             DataError: the tokenizer has no token for something.
         """
         try:
-            found = self._tokenizer.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)
+            with _panics():
+                found = self._tokenizer.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)
         except Exception as error:  # the library raises nothing narrower
             raise DataError(
                 f"{self._where} cannot tokenise a text: {error}; train it with a token for what is unknown, or by bytes"
@@ -93,9 +101,36 @@ class FileTokenizer:
         return np.concatenate([np.zeros(0, np.uint32), *ids]), np.array([len(each) for each in ids], np.int64)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of ids; ends are left out."""
-        text: str = self._tokenizer.decode([int(i) for i in ids if i != self.end], skip_special_tokens=False)
+        """Returns the text of ids; ends are left out. Raises DataError where the tokenizer fails."""
+        try:
+            with _panics():
+                text: str = self._tokenizer.decode([int(i) for i in ids if i != self.end], skip_special_tokens=False)
+        except Exception as error:  # the library raises nothing narrower
+            raise DataError(f"{self._where} cannot make a text of tokens: {error}; restore it from a copy") from error
         return text
+
+
+@contextmanager
+def _panics() -> Iterator[None]:
+    """Makes an error of a panic of the library's, which is no Exception, and would end the program by a traceback."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"a panic: {error}") from error
+
+
+def _check_growth(body: Any) -> None:
+    """Raises ValueError where what a file writes in place of a letter, one rule after the other, has no bound."""
+    growth, nodes = 1, [body.get(part) for part in ("normalizer", "pre_tokenizer", "decoder")]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, dict) and node.get("type") in ("Replace", "Prepend"):
+            growth *= max(len(str(node.get("content", node.get("prepend", "")))), 1)
+        nodes += node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+        if growth > MOST_GROWTH:
+            raise ValueError(f"a text may become {growth:,} times as long, which is more than {MOST_GROWTH}")
 
 
 def _loaded(content: bytes, where: str) -> Any:
@@ -106,9 +141,11 @@ def _loaded(content: bytes, where: str) -> Any:
         raise MachineError(f"{FIELD}={where} needs the package tokenizers; install mlprod[text], or use Bytes()") from error
     try:
         body = documents.parse(content)
+        _check_growth(body)
         model = {name: None if name == "dropout" else value for name, value in body["model"].items()}
         body |= {"truncation": None, "padding": None, "model": model}
-        found = library.Tokenizer.from_str(json.dumps(body))
+        with _panics():
+            found = library.Tokenizer.from_str(json.dumps(body))
     except Exception as error:  # the library raises nothing narrower
         told = " ".join(str(error).split())[:100]
         raise ConfigError(

@@ -18,7 +18,7 @@ from mlprod.errors import BuildError, Preempted, WorkdirError
 from mlprod.etl.files import Unreadable
 from mlprod.etl.pool import TaskKills
 from mlprod.etl.whole import removed
-from mlprod.locks import holder_of
+from mlprod.locks import holder_of, open_own
 from mlprod.store import FULL
 
 FOLDERS = ("files", "features", "vocab", "reports", "quarantine", "index", "manifests")
@@ -41,7 +41,7 @@ def held(dataset: Path) -> Iterator[None]:
     """
     try:
         (dataset / "work").mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = open(dataset / "work" / "lock", "a+")  # noqa: SIM115 (held for the block)
+        lock = open_own(dataset / "work" / "lock", "a+")
     except OSError as error:
         raise _unwritable(dataset, error) from error
     with lock:

@@ -94,7 +94,7 @@ def shares(x: str, y: str, points: Sequence[Sequence[float]], *, line: bool, dia
     if diagonal:
         axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (2, 2)))
     dots: dict[str, Any] = {} if line else {"marker": "o", "markersize": 3.5}
-    axes.plot([p[0] for p in points], [p[1] for p in points], color=SERIES[0], **dots)
+    axes.plot(*_columns(points), color=SERIES[0], **dots)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     return _svg(figure, f"{y} by {x}")
 
@@ -102,9 +102,10 @@ def shares(x: str, y: str, points: Sequence[Sequence[float]], *, line: bool, dia
 def against(x: str, y: str, points: Sequence[Sequence[float]]) -> Markup:
     """Returns a chart of points (x, y, ...) in one unit, with the line on which both are equal."""
     figure, axes = _axes(x, y)
-    ends = [min(min(p[:2]) for p in points), max(max(p[:2]) for p in points)]
+    at, values = _columns(points)
+    ends = [min(at.min(), values.min()), max(at.max(), values.max())]
     axes.plot(ends, ends, color=INK, linewidth=0.8, linestyle=(0, (2, 2)))
-    axes.plot([p[0] for p in points], [p[1] for p in points], color=SERIES[0], marker="o", markersize=3.5, linestyle="none")
+    axes.plot(at, values, color=SERIES[0], marker="o", markersize=3.5, linestyle="none")
     axes.xaxis.set_major_locator(MaxNLocator(5))
     return _svg(figure, f"{y} by {x}")
 
@@ -116,11 +117,18 @@ def histogram(x: str, y: str, edges: Sequence[float], counts: Sequence[Sequence[
         style: dict[str, Any] = (
             {"alpha": 0.45} if not number else {"fill": False, "linewidth": 1.5, "linestyle": DASHES[number % 4]}
         )
-        axes.stairs(heights, edges, **{"fill": True, "color": SERIES[number], **style})
+        axes.stairs(
+            np.asarray(heights, np.float64), np.asarray(edges, np.float64), **{"fill": True, "color": SERIES[number], **style}
+        )
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     return _svg(figure, f"{y} by {x}")
+
+
+def _columns(points: Sequence[Sequence[float]]) -> np.ndarray:
+    """Returns float64[2, K]: the points' x and y; raises ValueError where one is text, which would stand in the chart."""
+    return np.asarray([point[:2] for point in points], np.float64).T
 
 
 def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -33,7 +33,15 @@ def main(options: argparse.Namespace) -> None:
     if len(options.runs) > len(ascii_uppercase):
         raise UserError(f"{len(options.runs)} runs are given; at most {len(ascii_uppercase)} can be told apart by a letter")
     runs = [past.read(folder_of(word)) for word in options.runs]
-    console = Console(highlight=False)
+    with past.told_of(*runs):
+        _tell(runs, Console(highlight=False))
+        page = rendered("compare.html", view(runs)) if options.output else ""
+    if page:
+        write(Path(options.output), page)
+
+
+def _tell(runs: Sequence[Past], console: Console) -> None:
+    """Prints the tables."""
     letters = ascii_uppercase[: len(runs)]
     _show(console, "run", letters, about(runs))
     for title, rows in (("config", config(runs)), ("code and hardware", surroundings(runs))):
@@ -48,10 +56,6 @@ def main(options: argparse.Namespace) -> None:
     for letter, run in zip(letters, runs, strict=True):
         for note in run.notes:
             console.print(Text(f"{letter}: {visible(note)}"), soft_wrap=True)
-    if options.output:
-        with past.told_of(*runs):
-            page = rendered("compare.html", view(runs))
-        write(Path(options.output), page)
 
 
 def folder_of(word: str) -> Path:

@@ -25,6 +25,7 @@ from mlprod.tracking import FILE, read_log
 Line = Mapping[str, Any]
 VALUES = ("loss", "rate", "grad_norm")  # of a step, that are shown
 MISSING = (math.nan, 0.0)
+LATEST = 253402300800.0  # unix seconds: the year 10000, which no calendar of Python's has
 NO_RUN = (ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError)  # files of others
 
 
@@ -179,7 +180,7 @@ def _from_log(lines: Iterable[Line]) -> tuple[list[Attempt], Curve, list[Line]]:
     train = Curve()
     evals: list[Line] = []
     for line in lines:
-        kind, step = line["kind"], line["step"]
+        kind, step = line["kind"], _placed(line)
         if kind == "start" or not attempts:
             attempts.append(Attempt(start=step, began=line["time"]))
         attempts[-1].reached, attempts[-1].heard, attempts[-1].run = step, line["time"], line["run"]
@@ -193,6 +194,14 @@ def _from_log(lines: Iterable[Line]) -> tuple[list[Attempt], Curve, list[Line]]:
     return attempts, train, evals
 
 
+def _placed(line: Line) -> int:
+    """Returns the step of a line; raises ValueError where it is none, or its time is no moment that a clock can have."""
+    step, when = line["step"], line["time"]
+    if not (documents.is_count(step) and 0 <= when < LATEST):
+        raise ValueError(f"step {step} at {when}")
+    return int(step)
+
+
 def _take_notes(attempts: Sequence[Attempt], noted: Iterable[Line]) -> None:
     """Gives each attempt what it noted, by the time: its first note comes right after its first line in the log.
 
@@ -200,12 +209,12 @@ def _take_notes(attempts: Sequence[Attempt], noted: Iterable[Line]) -> None:
     """
     begins = [attempt.began for attempt in attempts]
     for note in noted:
-        at = bisect.bisect_right(begins, note["time"]) - 1
+        step, at = _placed(note), bisect.bisect_right(begins, note["time"]) - 1
         attempt = attempts[max(at, 0)]
         if note["kind"] == "start":
             attempt.about = note
             if at < 0:
-                attempt.start, attempt.began, attempt.uses = note["step"], note["time"], ()
+                attempt.start, attempt.began, attempt.uses = step, note["time"], ()
         else:
             attempt.uses = [*attempt.uses, note]
             attempt.heard = max(attempt.heard, note["time"])
@@ -217,10 +226,13 @@ def _evaluations(workdir: Path) -> tuple[list[Line], list[str]]:
     for path in sorted((workdir / "evaluations").glob("*.json")):
         try:
             body = documents.parse(documents.read(path), finite=False)
-            found.append({"task": "binary", "by": {}, "figures": {}, "dataset_id": "", **body, "metrics": dict(body["metrics"])})
+            told = {"task": "binary", "by": {}, "figures": {}, "dataset_id": "", **body, "metrics": dict(body["metrics"])}
+            if not (documents.is_count(told["step"]) and isinstance(told["split"], str)):
+                raise ValueError(f"step {told['step']} of {told['split']}")
+            found.append(told)
         except (OSError, ValueError, KeyError, TypeError) as error:
             notes.append(f"{path} cannot be read ({type(error).__name__})")
-    return sorted(found, key=lambda e: (str(e["split"]), int(e["step"]))), notes
+    return sorted(found, key=lambda e: (e["split"], e["step"])), notes
 
 
 def _from_checkpoint(workdir: Path) -> tuple[Line, str]:

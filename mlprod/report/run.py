@@ -33,6 +33,8 @@ def main(cfg: Config, options: argparse.Namespace) -> None:
     """Writes the page of the config's run and prints where it lies."""
     run = past.read(Path(cfg.workdir))
     path = Path(options.output or Path(cfg.workdir) / "report.html")
+    if path.is_symlink() and not options.output:
+        raise WorkdirError(f"{path} is a link, and may lead to any file of yours; remove it, or give --output")
     with past.told_of(run):
         page = rendered("page.html", view(run, cfg, path))
     write(path, page)
