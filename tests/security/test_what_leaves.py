@@ -54,6 +54,14 @@ UNDER_WAY = "work"  # a build's own folder
 NAMED = "what the config names of values: of a split, a watermark or a rule"
 PLACES = (
     Place(("here/*.csv",), "source", "the rows", (*planted.ROWS, "bad"), (), "all: they are yours"),
+    Place(
+        ("here/configs/*",),
+        "config that `init` writes",
+        "columns, the reason for each beside it",
+        ("least", "greatest", "serial"),
+        (),
+        "the least and greatest of a number, and times at which rows are split: no column is sensitive yet",
+    ),
     Place(("here/*.py", "commands.json"), "config file, command line", "what you wrote", (), ("note",), NAMED),
     Place(
         ("here/dataset*/files/*",),
