@@ -9,17 +9,18 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import psutil
+import pymysql
 import pytest
 
 from mlprod import cli
 from mlprod.tracking import read_log
-from tests import postgres_server
+from tests import mariadb_server, postgres_server
 from tests.disks import fill, small_disk
 from tests.proxy import Proxy
 from tests.security import planted
@@ -276,3 +277,40 @@ def test_a_postgres_that_goes_away(tmp_path: Path) -> None:
                 assert process.wait(LIMIT_S) == 0, m.told()
             assert proxy.cuts == 0
             assert_nothing_left(m, asked=True)  # of which the newest watermark is in the manifest
+
+
+MARIADB = """cfg.etl.source = SqlSource(url='mysql://reader:$PGPW@127.0.0.1:PORT/planted', table='t', watermark='serial')
+cfg.dataset, cfg.workdir = 'dataset-sql', 'run-sql'
+"""
+
+
+@pytest.mark.servers
+@pytest.mark.chaos
+@pytest.mark.skipif(bool(mariadb_server.MISSING), reason=mariadb_server.MISSING)
+def test_a_mariadb_that_ends(tmp_path: Path) -> None:
+    """The server itself is shut down when some rows of it are read; the rest is read from it no more."""
+    with ExitStack() as stack:
+        ended = stack.enter_context(ExitStack())
+        port = ended.enter_context(mariadb_server.mariadb())
+        fill_mariadb(port)
+        change = DERIVED + "cfg.etl.chunk_rows = 20; cfg.etl.workers = 1\n" + MARIADB.replace("PORT", str(port))
+        m = stack.enter_context(planted_machine(tmp_path / "m", change, SLOW, PGPW=postgres_server.PASSWORD))
+        with m.start(MLPROD, "etl", *CONFIG, "--debug") as process:
+            until(process, lambda: any(m.here.glob("dataset-sql/work/*/*/extract")))
+            ended.close()
+            assert process.wait(LIMIT_S) == 75, m.told()
+        assert "the same command goes on" in m.told()
+        print(m.told())
+        assert_nothing_left(m, asked=True)
+
+
+def fill_mariadb(port: int) -> None:
+    """Writes the rows, many times over, into a table of MariaDB."""
+    login = {"host": "127.0.0.1", "port": port, "user": mariadb_server.USER, "password": postgres_server.PASSWORD}
+    with closing(pymysql.connect(**login, autocommit=True)) as connection, connection.cursor() as cursor:
+        cursor.execute("CREATE DATABASE planted")
+        kinds = dict.fromkeys(planted.HEADER.split(","), "TEXT") | {"age": "DOUBLE", "serial": "BIGINT", "born": "DATETIME"}
+        kinds |= {"x": "DOUBLE", "y": "INTEGER"}
+        cursor.execute(f"CREATE TABLE planted.t ({', '.join(f'{name} {kind}' for name, kind in kinds.items())})")
+        rows = [tuple(planted.cells(i)) for i in range(4000)]
+        cursor.executemany(f"INSERT INTO planted.t VALUES ({', '.join(['%s'] * len(kinds))})", rows)
