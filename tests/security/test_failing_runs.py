@@ -68,6 +68,24 @@ def assert_nothing_left(m: Machine, *, asked: bool = False) -> None:
     assert wrong(m.root, asked=asked) == []
 
 
+@pytest.mark.parametrize(
+    "place, value",
+    [
+        ("printed/1.txt", planted.MAIL), ("here/dumps/watchdog.txt", planted.WHO), ("here/core.7", planted.NOTE),
+        ("here/run/log.jsonl", f'"age": {planted.MOST}'), ("here/run/attempts.jsonl", planted.TOWN),
+        ("here/run/checkpoints/00000010/arrays", planted.TOKEN), ("here/run/wandb/run.log", planted.BORN),
+        ("here/dataset/quarantine/000001.jsonl", "kanari-bad"), ("here/dataset/files/000001/train-0", planted.PASSWORD),
+        ("heard/bodies.txt", planted.MAIL), ("home/x", planted.KEY), ("tmp/x", planted.WHO), ("processes.txt", planted.OTHER),
+    ],
+)  # fmt: skip
+def test_what_is_left_is_searched(place: str, value: str, tmp_path: Path) -> None:
+    """A value in any of these places is found, so the tests below can fail."""
+    path = tmp_path / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"x {value} y")
+    assert {f.place for f in wrong(tmp_path, asked=False)} == {place}
+
+
 # ---- crashes -----------------------------------------------------------------------------------------------------------
 
 

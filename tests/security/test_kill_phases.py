@@ -63,6 +63,7 @@ class PlantedRun(Run):
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(1800)
 def test_a_kill_in_each_phase_of_training(tmp_path: Path) -> None:
     """Each in a run of its own, which then ends well; W&B online."""
     with planted_machine(tmp_path / "m", BUSY) as m:
