@@ -251,7 +251,6 @@ def test_a_killed_worker(tmp_path: Path) -> None:
         with m.start(MLPROD, "etl", *CONFIG, "--debug") as process:
             assert process.wait(LIMIT_S) in (1, 75), m.told()
         (m.here / "die").unlink()
-        print(m.told())
         assert_nothing_left(m)
 
 
@@ -259,22 +258,26 @@ def test_a_killed_worker(tmp_path: Path) -> None:
 def test_full_disks(tmp_path: Path) -> None:
     """Of a build, and of training."""
     with planted_machine(tmp_path / "m") as m, small_disk(m.here / "dataset", "4m"):
-        fill(m.here / "dataset")
-        ended = [*m.run(["etl", *CONFIG, "--debug"]).values()]
-        print(m.told())
-        (m.here / "dataset" / "filler").unlink()
-        ended += m.run(["etl", *CONFIG]).values()
+        for left, code in ((0, 2), (60 << 10, 1)):  # before it begins, and in the middle
+            leave(m.here / "dataset", left)
+            assert set(m.run(["etl", *CONFIG, "--debug"]).values()) == {code}, m.told()
+            assert "No space left on device" in m.told(), m.told()
+            (m.here / "dataset" / "filler").unlink()
+            assert_nothing_left(m)
+        assert set(m.run(["etl", *CONFIG]).values()) == {0}
         with small_disk(m.here / "run", "4m"):
-            fill(m.here / "run")
-            with (m.here / "run" / "filler").open("rb+") as filler:
-                filler.truncate((4 << 20) - (200 << 10))  # less than a saved step
-            ended += m.run(["train", *CONFIG, "--debug"]).values()
-            print(m.told())
+            leave(m.here / "run", 200 << 10)  # less than two saved steps
+            assert set(m.run(["train", *CONFIG, "--debug"]).values()) == {1}
+            assert "No space left on device" in m.told(), m.told()
             (m.here / "run" / "filler").unlink()
             assert_nothing_left(m)
-        print(ended)
-        assert ended[1] == 0
-        assert {ended[0], ended[2]} <= {1, 2}
+
+
+def leave(folder: Path, left: int) -> None:
+    """Fills a disk but for so many bytes."""
+    fill(folder)
+    path = folder / "filler"
+    os.truncate(path, max(path.stat().st_size - left, 0))
 
 
 # ---- databases -----------------------------------------------------------------------------------------------------------
@@ -289,8 +292,7 @@ def test_a_postgres_that_goes_away(tmp_path: Path) -> None:
             fill_table(port, longer=4000)
             with m.start(MLPROD, "etl", *CONFIG, "--debug") as process:
                 assert process.wait(LIMIT_S) == 75, m.told()
-            print(m.told())
-            proxy.cuts = 1
+                proxy.cuts = 1
             with m.start(MLPROD, "etl", *CONFIG) as process:
                 assert process.wait(LIMIT_S) == 0, m.told()
             assert proxy.cuts == 0
@@ -318,7 +320,6 @@ def test_a_mariadb_that_ends(tmp_path: Path) -> None:
             ended.close()
             assert process.wait(LIMIT_S) == 75, m.told()
         assert "the same command goes on" in m.told()
-        print(m.told())
         assert_nothing_left(m, asked=True)
 
 
