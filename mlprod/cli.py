@@ -19,7 +19,7 @@ from typing import Any
 
 from mlprod import interrupt
 from mlprod.config import AUTO, Config, kept_programs
-from mlprod.discreet import discreet, is_sensitive
+from mlprod.discreet import discreet, is_sensitive, without_core_files
 from mlprod.errors import DataError, MlprodError, UserError, nearest, one_line
 from mlprod.processes.rank import find_rank
 from mlprod.validation import without_passwords
@@ -223,6 +223,7 @@ def _run(verb: str, options: argparse.Namespace, overrides: Sequence[str], at_on
     recipe = load("mlprod.recipe")
     given = [f"--config.etl.executor={options.executor}"] if verb == "etl" and options.executor else []
     cfg = at_once(recipe.load)(options.config, [*overrides, *given])
+    without_core_files(cfg.etl)  # before rows are read, or a process is started that reads them
     if verb == "etl":
         module = load("mlprod.etl.dry_run" if options.dry_run else "mlprod.etl.run")
         with discreet(is_sensitive(cfg.etl)):

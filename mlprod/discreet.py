@@ -2,9 +2,11 @@
 
 Promise: of an error that quotes a database, a library or the user's code, what is wrong, where and how to go on is told, and no
 value. What nobody foresaw is told by its type and its place in the program.
-Price: then a bug is looked for without the text of its error; on rows that are not sensitive it is told.
+Price: then a bug is looked for without the text of its error; on rows that are not sensitive it is told. So is
+a crash: it leaves no core file.
 """
 
+import resource
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +20,16 @@ WHY = "its text is hidden: it may hold a value of a sensitive column"
 def is_sensitive(etl: EtlConfig) -> bool:
     """Whether some column of the rows is sensitive."""
     return any(column.sensitive for column in etl.columns)
+
+
+def without_core_files(etl: EtlConfig) -> None:
+    """Lets this process, and those that it starts, leave no core file where a column is sensitive: one holds all rows in memory.
+
+    The limit is 1 byte and not 0: where Linux pipes cores to a program, it does so at any limit but 1.
+    """
+    if is_sensitive(etl):
+        _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+        resource.setrlimit(resource.RLIMIT_CORE, (1 if hard else 0, hard))
 
 
 @contextmanager

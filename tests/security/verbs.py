@@ -22,7 +22,7 @@ def main(path: str) -> None:
     """Runs them all."""
     dumps = Path("dumps")
     dumps.mkdir(exist_ok=True)
-    with (dumps / "faulthandler.txt").open("w") as crashes, (dumps / "watchdog.txt").open("w") as stacks:
+    with (dumps / "faulthandler.txt").open("a") as crashes, (dumps / "watchdog.txt").open("a") as stacks:
         faulthandler.enable(crashes)
 
         def dump() -> None:
