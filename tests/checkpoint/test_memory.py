@@ -2,8 +2,11 @@
 
 import gc
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import tensorstore
 
 from mlprod.checkpoint import counters
 from mlprod.checkpoint.store import Store
@@ -29,6 +32,19 @@ def test_saves_leave_nothing_in_memory(plan: Plan, tmp_path: Path) -> None:
         notes, counted = left_after(store, plan, range(1, 3))
         assert left_after(store, plan, range(3, 6)) == (notes, counted)
         assert notes == 2
+
+
+def test_addresses_are_what_tensorstore_makes_of_them(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Orbax asks for that of a local folder, and gets it without an answer of tensorstore's, which would stay."""
+    real, asked = counters._address, list[Any]()
+    monkeypatch.setattr(counters, "_address", lambda given: asked.append(dict(given)) or real(given))
+    with Store(tmp_path, CheckpointConfig(keep_last=2, keep_best="")) as store:
+        left_after(store, plan, range(1, 2))
+    folders = [given for given in asked if given["driver"] == "file"]
+    assert len(folders) > 10
+    for given in folders:
+        assert type(real(given)) is SimpleNamespace
+        assert real(given).to_json() == tensorstore.KvStore.Spec(given).to_json()
 
 
 def test_the_counters_would_stay(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
