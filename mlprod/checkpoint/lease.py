@@ -100,7 +100,7 @@ class Lease:
         now = self._read_surely()
         if now and now["token"] != self._who["token"]:
             self._taken_by = now["holder"]
-        else:
+        elif not self._over.is_set():
             self._beat()
 
     def _read_surely(self) -> dict[str, Any]:

@@ -109,6 +109,7 @@ def test_signals_are_passed_on(number: str, passed_on: str, start: Start, tmp_pa
     """One that asks to stop ends the supervisor with 75, when the command has ended; one that does not, does not."""
     process = start(f"trap 'echo {passed_on}; exit 75' {passed_on}; echo up; while :; do sleep 0.05; done", "--restarts", "0")
     until(lambda: "up" in (tmp_path / "out").read_text())
+    time.sleep(0.3)  # the command may be up before its supervisor knows: then one that does not ask to stop is for nobody
     process.send_signal(getattr(signal, f"SIG{number}"))
     assert process.wait(LIMIT_S) == 75
     assert (tmp_path / "out").read_text() == f"up\n{passed_on}\n"
