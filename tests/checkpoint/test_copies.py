@@ -224,6 +224,9 @@ def test_an_outage_is_told_and_what_it_missed_is_copied(
         with pytest.raises(CheckpointError, match=r"step 5 is not copied to s3://.*SLOW_DOWN.*the same command copies it"):
             store.finish()
     proxy.always("")
+    assert store._lease is not None
+    assert store._lease._thread is not None
+    store._lease._thread.join(40.0)  # its last try may take so long; a process that ends does not wait for it
     with Store(tmp_path / "run", cfg) as store:
         assert store.restore_newest(plan.abstract, plan.where) is not None
         store.finish()
