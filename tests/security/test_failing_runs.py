@@ -8,7 +8,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -143,24 +143,20 @@ SPOILT = "from tests.security.poisoned import SpoiltConfig"
 
 @pytest.mark.chaos
 @pytest.mark.parametrize(
-    "change, codes, told",
+    "change, told, traced",
     [
-        ("cfg.bad_numbers.policy = 'stop'", [1], "the loss is nan"),
-        ("cfg.bad_numbers.policy = 'skip'; cfg.bad_numbers.limit = 2", [1], "updates were left out before it"),
-        ("cfg.bad_numbers.policy = 'rollback'; cfg.checkpoint.every = 2", [0, 1], "rolled back"),
+        ("cfg.bad_numbers.policy = 'stop'", "the loss is nan", {"TRACED": "yes"}),
+        ("cfg.bad_numbers.policy = 'skip'; cfg.bad_numbers.limit = 2", "updates were left out before it", {}),
+        ("cfg.bad_numbers.policy = 'rollback'; cfg.checkpoint.every = 2", "the run was rolled back 10 times before it", {}),
     ],
 )
-def test_a_row_whose_loss_is_no_number(change: str, codes: Sequence[int], told: str, tmp_path: Path) -> None:
+def test_a_row_whose_loss_is_no_number(change: str, told: str, traced: Mapping[str, str], tmp_path: Path) -> None:
     """It is told by its batch's ids alone, whatever the policy; W&B online, a trace on."""
-    with planted_machine(
-        tmp_path / "m",
-        "cfg.model = SpoiltConfig(hidden=(16,)); cfg.steps = 60\n" + change,
-        SPOILT,
-        **({"TRACED": "yes"} if codes == [1] and "stop" in change else {}),
-    ) as m:
+    spoilt = "cfg.model = SpoiltConfig(hidden=(16,)); cfg.steps = 60\n" + change
+    with planted_machine(tmp_path / "m", spoilt, SPOILT, **traced) as m:
         one = {(i, "age"): str(planted.MOST) for i in range(11, 400, 10)}
         planted.write(m.here / "rows.csv", 400, one)
-        assert list(m.run(["etl", *CONFIG], ["train", *CONFIG]).values()) in [[0, code] for code in codes], m.told()
+        assert list(m.run(["etl", *CONFIG], ["train", *CONFIG]).values()) == [0, 1], m.told()
         assert told in m.told()
         assert_nothing_left(m)
 
@@ -249,7 +245,7 @@ def test_a_killed_worker(tmp_path: Path) -> None:
     with planted_machine(tmp_path / "m", DERIVED, DIES) as m:
         (m.here / "die").touch()
         with m.start(MLPROD, "etl", *CONFIG, "--debug") as process:
-            assert process.wait(LIMIT_S) in (1, 75), m.told()
+            assert process.wait(LIMIT_S) == 1, m.told()
         (m.here / "die").unlink()
         assert_nothing_left(m)
 

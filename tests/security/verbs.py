@@ -25,21 +25,25 @@ def main(path: str) -> None:
     with (dumps / "faulthandler.txt").open("a") as crashes, (dumps / "watchdog.txt").open("a") as stacks:
         faulthandler.enable(crashes)
 
+        over = threading.Event()
+
         def dump() -> None:
             traced = "TRACED" not in os.environ
-            while True:
+            while not over.wait(0.5):
                 if not traced and callable(signal.getsignal(signal.SIGUSR1)):  # a run has begun that listens
                     traced = True
                     os.kill(os.getpid(), signal.SIGUSR1)
                 faulthandler.dump_traceback(crashes)
                 print(watchdog._stacks(), file=stacks, flush=True)
-                time.sleep(0.5)
 
-        threading.Thread(target=dump, daemon=True).start()
+        thread = threading.Thread(target=dump, daemon=True)
+        thread.start()
         for argv in json.loads(Path(path).read_text()):
             began = time.monotonic()
             code = cli.run(argv)
             print(f"ENDED {code}: {' '.join(argv)} ({time.monotonic() - began:.1f} s)", flush=True)
+        over.set()
+        thread.join()
 
 
 if __name__ == "__main__":
