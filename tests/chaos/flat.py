@@ -21,7 +21,7 @@ class Sample:
     at: float  # seconds since the soak began
     attempt: int  # from 1
     step: int
-    uss: int  # bytes that are this process's alone
+    own: int  # bytes of memory that no file has: pages of libraries are a process's alone or not as others come and go
     rss: int
     others: int  # bytes resident of the processes that it started: W&B's
     handles: int
@@ -78,9 +78,7 @@ def verdicts(samples: Sequence[Sample], limits: Limits) -> list[Verdict]:
     hours = (within[-1].at - within[0].at) / 3600
     grown = limits.memory_noise + limits.memory_per_hour * hours
     found = [
-        _verdict(
-            "memory of its own (USS), the least", within, lambda s: s.uss, grown, f"late - early <= {grown / MB:.1f} MB", min
-        ),
+        _verdict("memory of its own, the least", within, lambda s: s.own, grown, f"late - early <= {grown / MB:.1f} MB", min),
         _verdict(
             "memory of W&B's processes", within, lambda s: s.others, 10 * grown, f"late - early <= {10 * grown / MB:.0f} MB"
         ),

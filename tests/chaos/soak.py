@@ -129,6 +129,14 @@ def poison_of(cfg: Any) -> float:
     return float(values[counts == 1][0])
 
 
+def anonymous(pid: int) -> int:
+    """Returns the bytes of a process's memory that no file has; raises FileNotFoundError where it is gone."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise FileNotFoundError(pid)  # it has ended, and nobody has asked for its exit code yet
+
+
 @dataclass
 class Soak:
     """What is run and watched."""
@@ -208,10 +216,9 @@ class Soak:
         log = sum(size for path, size in sizes.items() if path.parent == self.workdir and path.name.startswith("log"))
         notes = sizes.get(self.workdir / "attempts.jsonl", 0)
         tracked = {path: size for path, size in sizes.items() if {"wandb", "tensorboard"} & set(path.parts)}
-        memory = watched.memory_full_info()
         self.samples.append(
             Sample(
-                at=time.monotonic() - self.began, attempt=number, step=self.last_step(), uss=memory.uss, rss=memory.rss,
+                at=time.monotonic() - self.began, attempt=number, step=self.last_step(), own=anonymous(watched.pid), rss=watched.memory_info().rss,
                 others=others, handles=watched.num_fds(), threads=watched.num_threads(),
                 temporary=sum(1 for path in (self.folder / "tmp").rglob("*") if path.is_file()),
                 files=len(sizes) - len(tracked), kept=sum(sizes.values()) - sum(tracked.values()) - log - notes, log=log,
@@ -292,7 +299,7 @@ def table(soak: Soak, found: Sequence[Verdict]) -> str:
 
 
 PICTURES = (
-    ("Memory", "MB", MB, ("uss", "rss")), ("Memory of W&B's processes", "MB", MB, ("others",)), ("Handles", "", 1, ("handles",)),
+    ("Memory", "MB", MB, ("own", "rss")), ("Memory of W&B's processes", "MB", MB, ("others",)), ("Handles", "", 1, ("handles",)),
     ("Threads", "", 1, ("threads",)), ("Temporary files", "", 1, ("temporary",)),
     ("Files in the run's folder", "", 1, ("files",)),
     ("Log", "MB", MB, ("log",)), ("Kept: checkpoints, programs, evaluations", "MB", MB, ("kept",)),

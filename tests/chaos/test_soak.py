@@ -10,7 +10,7 @@ from tests.chaos.flat import MB, Limits, Sample, settled, verdicts
 from tests.chaos.soak import LOG_BYTES, planned, soaked, table
 
 FLAT = Sample(
-    at=0.0, attempt=1, step=0, uss=300_000_000, rss=500_000_000, others=40_000_000, handles=50, threads=40, temporary=3,
+    at=0.0, attempt=1, step=0, own=300_000_000, rss=500_000_000, others=40_000_000, handles=50, threads=40, temporary=3,
     files=90, kept=500_000, log=3_000_000, notes=9_000, tracked=1_000_000,
 )  # fmt: skip
 LIMITS = Limits(log_bytes=4_000_000)
@@ -23,7 +23,7 @@ def samples(change: Change) -> list[Sample]:
     for i in range(600):
         noise = (i * 7919 % 100) * 20_000
         warm = min(i, 60) * 1_000_000
-        sample = replace(FLAT, at=float(i), attempt=1 if i < 480 else 2, uss=200_000_000 + warm + noise)
+        sample = replace(FLAT, at=float(i), attempt=1 if i < 480 else 2, own=200_000_000 + warm + noise)
         found.append(replace(sample, **change(i)))
     return found
 
@@ -42,7 +42,7 @@ def test_what_is_flat_is_flat() -> None:
 @pytest.mark.parametrize(
     "name, change",
     [
-        ("memory of its own (USS), the least", lambda i: {"uss": FLAT.uss + 60_000 * i}),
+        ("memory of its own, the least", lambda i: {"own": FLAT.own + 60_000 * i}),
         ("handles, the least", lambda i: {"handles": 50 + i // 60}),
         ("threads, the least", lambda i: {"threads": 40 + i // 60}),
         ("temporary files", lambda i: {"temporary": 3 + i // 100}),
@@ -82,4 +82,4 @@ def test_three_minutes(tmp_path: Path) -> None:
     outputs = [path.read_text(errors="replace")[-2000:] for path in sorted(tmp_path.glob("attempt-*.out"))]
     assert wrong == [], "\n".join(outputs)
     assert max(sample.log for sample in soak.samples) <= LOG_BYTES
-    assert soak.samples[-1].uss < 1000 * MB
+    assert soak.samples[-1].own < 1000 * MB
