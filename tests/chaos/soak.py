@@ -218,7 +218,8 @@ class Soak:
         tracked = {path: size for path, size in sizes.items() if {"wandb", "tensorboard"} & set(path.parts)}
         self.samples.append(
             Sample(
-                at=time.monotonic() - self.began, attempt=number, step=self.last_step(), own=anonymous(watched.pid), rss=watched.memory_info().rss,
+                at=time.monotonic() - self.began, attempt=number, step=self.last_step(),
+                own=anonymous(watched.pid), rss=watched.memory_info().rss,
                 others=others, handles=watched.num_fds(), threads=watched.num_threads(),
                 temporary=sum(1 for path in (self.folder / "tmp").rglob("*") if path.is_file()),
                 files=len(sizes) - len(tracked), kept=sum(sizes.values()) - sum(tracked.values()) - log - notes, log=log,
