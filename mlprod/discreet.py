@@ -2,8 +2,8 @@
 
 Promise: of an error that quotes a database, a library or the user's code, what is wrong, where and how to go on is told, and no
 value. What nobody foresaw is told by its type and its place in the program.
-Price: then a bug is looked for without the text of its error; on rows that are not sensitive it is told. So is
-a crash: it leaves no core file.
+Price: then a bug is looked for without the text of its error, and a crash without a core file; on rows that are not sensitive
+both are there.
 """
 
 import resource

@@ -22,12 +22,23 @@ def ask_for_none() -> None:
     if hasattr(tensorstore_utils, "get_tensorstore_raw_bytes"):
         tensorstore_utils.get_tensorstore_raw_bytes = _no_bytes
     if hasattr(tensorstore_utils, "ts"):
-        addresses = SimpleNamespace(Spec=_address, open=tensorstore.KvStore.open)
-        tensorstore_utils.ts = SimpleNamespace(**{**vars(tensorstore), "KvStore": addresses})
+        tensorstore_utils.ts = SimpleNamespace(**{**vars(tensorstore), "KvStore": _Addresses()})
 
 
 def _no_bytes(*_: Any, **__: Any) -> int:
     return 0
+
+
+class _Addresses:
+    """tensorstore's KvStore, but for how an address is made."""
+
+    def Spec(self, given: Mapping[str, Any]) -> Any:
+        """See `_address`."""
+        return _address(given)
+
+    def __getattr__(self, name: str) -> Any:
+        """As there."""
+        return getattr(tensorstore.KvStore, name)
 
 
 def _address(given: Mapping[str, Any]) -> Any:
