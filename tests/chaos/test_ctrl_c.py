@@ -19,7 +19,7 @@ from tests.chaos.phases import UNFINISHED
 from tests.chaos.test_trackers import server_in, variables
 from tests.conftest import ROOT, MakeConfig
 
-SHORT = ("steps", "etl: settle")
+SHORT = ("steps",)
 
 
 @pytest.fixture(scope="module")
