@@ -106,9 +106,11 @@ class Preempted(MlprodError):
 
 def exit_code(error: BaseException | None) -> int:
     """Returns the exit code of a run that ends with an error, or well; after Ctrl-C as well it is to be started again."""
+    if error is None:
+        return 0
     if isinstance(error, MlprodError):
         return error.exit_code
-    return 0 if error is None else Preempted.exit_code if isinstance(error, KeyboardInterrupt) else MlprodError.exit_code
+    return Preempted.exit_code if isinstance(error, KeyboardInterrupt) else MlprodError.exit_code
 
 
 def one_line(text: str) -> str:

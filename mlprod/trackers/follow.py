@@ -7,7 +7,6 @@ Price: a look at the file every `EVERY_S`, and what the tracker takes of Python'
 """
 
 import itertools
-import json
 import sys
 import threading
 import time
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from mlprod import documents
 from mlprod.pieces import Place, Reader, end_of, first_piece
 from mlprod.tracking import Record, Tracker
 
@@ -89,7 +89,7 @@ class Follower:
             while not asked:
                 asked = self._asked.wait(EVERY_S)
                 for _, line in pieces.lines():
-                    body = json.loads(line)
+                    body = _body(line)
                     if body["kind"] != "start" and body["step"] > tracker.after:
                         _give(tracker, _record(body))
                 for step in self._good[told:]:
@@ -102,7 +102,7 @@ class Follower:
             return
         with Reader(self._path) as pieces:
             for _, line in itertools.islice(pieces.lines(), 1):
-                first = json.loads(line)["step"]
+                first = _body(line)["step"]
                 if first > tracker.after + 1:
                     self._say(f"is given the steps from {first} on: the log's older lines are gone ({FIELD})")
 
@@ -125,7 +125,7 @@ def past(log: Path, begin: Place, end: Place, step: int, gone: Callable[[int], N
     """
     places, steps = array("q"), array("q")  # 16 bytes a line: a log may have millions
     for place, line in _until(log, begin, end, lambda pieces: None):
-        body = json.loads(line)
+        body = _body(line)
         before = body["step"] - (body["kind"] == "train")
         while steps and steps[-1] > before:
             places.pop(), steps.pop()
@@ -138,7 +138,7 @@ def past(log: Path, begin: Place, end: Place, step: int, gone: Callable[[int], N
         while wanted < _packed(place):  # gone since the first look
             wanted, there = next(kept, NO_MORE)
         if wanted == _packed(place) and there <= step:
-            yield _record(json.loads(line))
+            yield _record(_body(line))
 
 
 def _until(log: Path, begin: Place, end: Place, gone: Callable[[int], None]) -> Iterator[tuple[Place, bytes]]:
@@ -148,6 +148,11 @@ def _until(log: Path, begin: Place, end: Place, gone: Callable[[int], None]) -> 
 
 def _packed(place: Place) -> int:
     return place.piece << OFFSET_BITS | place.offset
+
+
+def _body(line: bytes) -> Any:
+    """Returns a line's JSON data; raises ValueError where it is none within our limits, which ends this tracker alone."""
+    return documents.parse(line, finite=False)
 
 
 def _record(body: dict[str, Any]) -> Record:

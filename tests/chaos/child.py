@@ -94,12 +94,13 @@ def waited_for_core_s() -> dict[int, float]:
 def timed_tracking(argv: Sequence[str], output: str, variables: Mapping[str, str], pause_s: float) -> None:
     """Runs a command line with environment variables; how long each record kept the loop is written to `OUTPUT.took`, in s.
 
-    What the machine, busy with others, let the loop wait for a core, or a thread that may have had Python's lock, is taken off.
+    In "log" it is taken off what the machine, busy with others, let the loop wait for a core, or a thread that may have had Python's
+    lock; "wall" is by the clock alone.
     `pause_s`: after each record, for a run that is to last.
     """
     os.environ |= variables
     real_log, real_open, real_exit = Trackers.log, train.open_trackers, Trackers.__exit__
-    took = {"start": [0.0], "log": [], "finish": [0.0]}
+    took: dict[str, list[float]] = {"start": [0.0], "log": [], "wall": [], "finish": [0.0]}
 
     def timed_open(*given: Any, **more: Any) -> Trackers:
         began = time.perf_counter()
@@ -111,8 +112,8 @@ def timed_tracking(argv: Sequence[str], output: str, variables: Mapping[str, str
     def timed_log(self: Trackers, record: Record) -> None:
         waited, began = waited_for_core_s(), time.perf_counter()
         real_log(self, record)
-        took_s = time.perf_counter() - began
-        took["log"].append(took_s - max(s - waited.get(thread, s) for thread, s in waited_for_core_s().items()))
+        took["wall"].append(time.perf_counter() - began)
+        took["log"].append(took["wall"][-1] - max(s - waited.get(thread, s) for thread, s in waited_for_core_s().items()))
         time.sleep(pause_s)
 
     def timed_exit(self: Trackers, *error: Any) -> None:

@@ -131,10 +131,11 @@ def poison_of(cfg: Any) -> float:
 
 def anonymous(pid: int) -> int:
     """Returns the bytes of a process's memory that no file has; raises FileNotFoundError where it is gone."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise FileNotFoundError(pid)  # it has ended, and nobody has asked for its exit code yet
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:"))]
+    if not found:  # it has ended, and nobody has asked for its exit code yet
+        raise FileNotFoundError(pid)
+    return sum(found)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from mlprod.features import FeatureSpec
 from mlprod.models.mlp import MLP, MLPConfig
 from mlprod.models.protocol import Batch, Sums
 
-BEYOND = 3e6  # of the planted numbers one alone is
+BEYOND = 1.5e6  # of the planted numbers one alone is
 
 
 @dataclass(kw_only=True, slots=True)

@@ -118,7 +118,7 @@ CASES = {
     "no header": Case(make=lambda here: (here / "rows.csv").write_text("\n".join(",".join(planted.cells(i)) for i in range(9)))),
     "another delimiter": Case("cfg.etl.source.delimiter = ';'", told="has no column"),
     # rules
-    "within": Case(rule("Within(column='age', high='800000')"), told=f"line 3: column 'age': {HIDDEN}, not so: age to 800000"),
+    "within": Case(rule("Within(column='age', high='1500000')"), told=f"line 3: column 'age': {HIDDEN}, not so: age to 1500000"),
     "within, no number": Case(
         rule("Within(column='age', high='x')"), told="'age' is float64, and what the config compares it with is not"
     ),
@@ -132,15 +132,15 @@ CASES = {
         rule("Matches(column='mail', pattern='[0-9]+')"), told=f"column 'mail': {HIDDEN}, not so: mail matches [0-9]+"
     ),
     "there": Case(rule("NotNull(column='mail')"), {(3, "mail"): ""}, told="line 5: not so: mail is there"),
-    "holds": Case(rule("Holds(expression='age < 800000')"), told="line 3: not so: age < 800000"),
+    "holds": Case(rule("Holds(expression='age < 1500000')"), told="line 3: not so: age < 1500000"),
     "holds not, it raises": Case(rule("""Holds(expression="mail.astype('float64') > 1")"""), told="expression="),
     "holds not, of other types": Case(rule("Holds(expression='mail > age')"), told="expression="),
     "gives no truth": Case(rule("Holds(expression='mail + note')"), told="expression="),
     "a key twice": Case(rule("UniqueKey()"), {(3, "who"): f"{WHO}-2"}, told=f"key who {HIDDEN}"),
-    "rows that break a rule are left out": Case(rule("Within(column='age', high='800000', otherwise='drop')"), code=0),
-    "too many break a rule": Case(rule("Within(column='age', high='800000', otherwise='drop', most=0.01)"), told="break a rule"),
+    "rows that break a rule are left out": Case(rule("Within(column='age', high='1500000', otherwise='drop')"), code=0),
+    "too many break a rule": Case(rule("Within(column='age', high='1500000', otherwise='drop', most=0.01)"), told="break a rule"),
     "rows that break a rule are written down": Case(
-        rule("Within(column='age', high='800000', otherwise='quarantine'), UniqueKey(otherwise='quarantine')"),
+        rule("Within(column='age', high='1500000', otherwise='quarantine'), UniqueKey(otherwise='quarantine')"),
         {(3, "who"): f"{WHO}-2"},
         code=0,
     ),

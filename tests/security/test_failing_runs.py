@@ -228,12 +228,12 @@ def test_a_killed_build(tmp_path: Path) -> None:
     """What it has done is in its own folder, which its workers leave nothing beside; the next one goes on, and removes it."""
     with planted_machine(tmp_path / "m", DERIVED, SLOW) as m:
         with m.start(MLPROD, "etl", *CONFIG) as process:
-            until(process, lambda: list(m.here.glob("dataset/work/*/*/extract/*.json")))
+            until(process, lambda: list((m.here / "dataset").glob("work/*/*/extract/*.json")))
             workers = psutil.Process(process.pid).children(recursive=True)
             process.kill()
         _, left = psutil.wait_procs(workers, LIMIT_S)
         assert left == []
-        assert list(m.here.glob("dataset/work/*")) != []
+        assert list((m.here / "dataset").glob("work/*")) != []
         assert_nothing_left(m)
         assert set(m.run(["etl", *CONFIG]).values()) == {0}
         assert_nothing_left(m)
@@ -312,7 +312,7 @@ def test_a_mariadb_that_ends(tmp_path: Path) -> None:
         change = DERIVED + "cfg.etl.chunk_rows = 20; cfg.etl.workers = 1\n" + MARIADB.replace("PORT", str(port))
         m = stack.enter_context(planted_machine(tmp_path / "m", change, SLOW, PGPW=postgres_server.PASSWORD))
         with m.start(MLPROD, "etl", *CONFIG, "--debug") as process:
-            until(process, lambda: any(m.here.glob("dataset-sql/work/*/*/extract")))
+            until(process, lambda: any((m.here / "dataset-sql").glob("work/*/*/extract")))
             ended.close()
             assert process.wait(LIMIT_S) == 75, m.told()
         assert "the same command goes on" in m.told()
