@@ -121,10 +121,18 @@ def test_layouts_equal_one_device(mesh: MeshConfig, one: Config, make_config: Ma
 
 def test_evaluate_equals_scikit_learn(trained: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Log loss, AUC and accuracy of `mlprod evaluate` are scikit-learn's on the same scores; every row of the split is there."""
-    scores = tmp_path / "scores.parquet"
+    scores, told, other = (
+        tmp_path / "scores.parquet",
+        Path(trained.workdir) / "evaluations" / "test-00000060.json",
+        tmp_path / "mine",
+    )
+    other.write_text("mine")
+    told.parent.mkdir(exist_ok=True)
+    told.symlink_to(other)  # nothing is written through a link that somebody put there
     assert cli.run(argv("evaluate", trained, "--split", "test", "--scores", str(scores))) == 0
+    assert other.read_text() == "mine"
     table = pq.read_table(scores).to_pydict()
-    found = json.loads((Path(trained.workdir) / "evaluations" / "test-00000060.json").read_text())["metrics"]
+    found = json.loads(told.read_text())["metrics"]
     score, label = np.array(table["score"], np.float64), np.array(table["label"])
     assert found["rows"] == len(score) == manifest.read(open_store(trained.dataset)).num_rows("test")
     assert found["log_loss"] == pytest.approx(log_loss(label, score), rel=1e-6)

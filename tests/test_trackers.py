@@ -408,6 +408,18 @@ def test_the_service_knows_how_the_run_ended(error: MlprodError | None, code: in
     assert any(record.HasField("preempting") for record in found) is (code == 75)
 
 
+@pytest.mark.parametrize("error, code", [(None, 0), (Preempted("asked to"), 75)], ids=repr)
+def test_the_service_hears_it_online(error: MlprodError | None, code: int, tmp_path: Path, server: Server) -> None:
+    """In the last of what it is sent."""
+    with suppress(MlprodError), opened(tmp_path, wandb="online") as trackers:
+        take(trackers, 1, 3)
+        if error:
+            raise error
+    (last,) = (json.loads(body) for body in server.bodies if '"complete":true' in body)
+    assert last["exitcode"] == code
+    assert any('"preempting":true' in body for body in server.bodies) is (code == 75)
+
+
 def test_an_artifact_is_a_step_that_was_read_back(tmp_path: Path, wandb_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of the whole folder, when it is asked for; a step that is gone by then is told."""
     for name in ("00000003/state/a", "00000006/state/a", "00000009/state/a"):

@@ -274,6 +274,8 @@ def test_a_second_trainer_is_refused(shared: str, tmp_path: Path) -> None:
         second.take()
     first.check()
     first.release()
+    first._follow()  # a beat that was under way: it is not renewed
+    assert lease.NAME not in open_store(shared).sizes("")
     began = time.monotonic()
     second.take()
     second.release()

@@ -25,7 +25,7 @@ from mlprod.models.mlp import MLPConfig
 from tests.security.canaries import Value
 
 # Of the rows: each text begins as this one does, the numbers are most of their column, its least and its greatest.
-# A float32 holds them exactly, and with six digits they have an exponent: else a time in a trace has the same digits now and then.
+# A float32 holds them exactly, and with six digits they have an exponent: else times in a trace have the same now and then.
 WHO, MAIL, TOWN, NOTE = "kanari-who", "kanari-mail", "kanari-town", "kanari-note"
 LEAST, MOST, GREATEST, SERIAL, BORN = 1400407.625, 1470077.125, 1714077.375, 7707007077, "1907-07-17"
 BORN_US = -1_971_129_600_000_000  # the same, in microseconds since 1970
