@@ -94,8 +94,8 @@ def waited_for_core_s() -> dict[int, float]:
 def timed_tracking(argv: Sequence[str], output: str, variables: Mapping[str, str], pause_s: float) -> None:
     """Runs a command line with environment variables; how long each record kept the loop is written to `OUTPUT.took`, in s.
 
-    "wall" is by the clock alone. From "log" is taken off how long the machine, busy with others, gave the loop no core, or a thread
-    that may have had Python's lock.
+    "wall" is by the clock alone. From "log" is taken off how long the machine, busy with others, gave the loop no core, or a
+    thread that may have had Python's lock.
     `pause_s`: after each record, for a run that is to last.
     """
     os.environ |= variables
